@@ -1,0 +1,47 @@
+# The task runner. `make demo` and `make test` each do all their own set-up; nothing else needs to be run first.
+# Wheels that take long to build (llama-cpp-python) are cached in $(CACHE), outside the tree.
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+ARGS  ?=
+N     ?= 20
+SEEDS ?= 300
+FIRST ?= 0
+MINUTES ?= 3
+
+.PHONY: help setup demo test check lint types walls unit sim kill-loop bench clean
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+setup: .stamp-setup
+.stamp-setup: pyproject.toml config/constraints.txt .ci/setup
+	@.ci/setup
+	@touch $@
+
+demo: setup      ## three nodes, a hub and a Linear double on this machine: the main job, told as it happens
+	@$(BIN)/python -m piclusterd.demo $(ARGS)
+
+test: setup check unit  ## everything: lint, types, walls, unit, simulation slice, end to end on loopback
+
+check: lint types walls
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+types: setup
+	@$(BIN)/mypy
+walls: setup
+	@$(BIN)/lint-imports --no-cache
+
+unit: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+sim: setup       ## make sim SEEDS=300 [FIRST=0] [MINUTES=3]: the simulator over many seeds
+	@$(BIN)/python -m piclusterd.sim --seeds $(SEEDS) --first $(FIRST) --minutes $(MINUTES) $(ARGS)
+
+kill-loop: setup ## make kill-loop N=20: SIGKILL the coordinator N times under load, then compare the ledgers
+	@$(BIN)/python -m piclusterd.demo.kill_loop --kills $(N) $(ARGS)
+
+bench: setup     ## make bench NAME=routing ARGS="--quick --json out.json"
+	@$(BIN)/python bench/$(NAME).py $(ARGS)
+
+clean:           ## remove what the targets above made inside the tree
+	rm -rf $(VENV) .stamp-setup .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The machine underneath: sensors from /sys and psutil, and the words systemd understands."""

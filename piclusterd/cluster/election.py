@@ -1,0 +1,289 @@
+"""Who leads: Raft's election and nothing else of Raft.
+
+Owns the term, the vote, the record of voters, and this node's role. Refuses to know anything of logs: the winner pulls
+what its voters hold before it serves (`ledger.replicate`), so any voter may win.
+
+    follower ──silence──▶ pre ──majority would vote──▶ candidate ──majority voted──▶ leader
+        ▲                  │                              │                            │
+        └──────────────────┴──── newer term, a leader ────┴──── no majority heard ─────┘
+
+Invariants: term, vote and voters never regress on one identity, and are durable (`HardStateSaved`) before any message
+that depends on them leaves: `unsaved` tells the hall to hold such messages back. At most one leader a term.
+
+* PreVote and leader stickiness (Ongaro 2014 §9.6, §4.2.3): a node that heard a leader within `election_min_s` neither
+  votes nor adopts a candidate's term, so a node that comes back from a partition disturbs nobody.
+* CheckQuorum (§6.2): a leader that heard no majority for `election_max_s` steps down.
+* Transfer (§3.10): `TimeoutNow` lets one voter campaign at once, past stickiness.
+* A closed link to the leader voids stickiness and brings the campaign forward: a killed process is noticed in
+  milliseconds, and a majority that still hears the leader keeps it all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Literal
+
+from ..events import (
+    DeadlineReached,
+    Deposed,
+    Elected,
+    Event,
+    HardState,
+    HardStateSaved,
+    LeaderChanged,
+    LinkDown,
+    LinkUp,
+    Output,
+    Received,
+    SaveHardState,
+    Sealed,
+    Send,
+    Shutdown,
+    Token,
+)
+from ..ids import NodeId, Term
+from ..wire import Heartbeat, Held, PeerMessage, Push, RequestVote, TimeoutNow, Vote, Voters
+from .timings import Timings
+
+Role = Literal["follower", "pre", "candidate", "leader"]
+
+LINK_LOST_FRACTION = 0.5
+"""After the leader's link closed, campaign within this part of `election_min_s` (random, to avoid split votes)."""
+
+
+def majority(voters: int) -> int:
+    """E: the fewest of `voters` that any two elections must share a member of."""
+    return voters // 2 + 1
+
+
+class Election:
+    def __init__(
+        self, me: NodeId, hard: HardState, timings: Timings, rng: Random, digest: Callable[[], bytes], now: float
+    ) -> None:
+        self.me = me
+        self.term: Term = hard.term
+        self.voted_for = hard.voted_for
+        self.voters = hard.voters
+        self.role: Role = "follower"
+        self.leader: NodeId | None = None
+        self._incarnation = hard.incarnation
+        self._timings = timings
+        self._rng = rng
+        self._digest = digest
+        self._links: dict[NodeId, None] = {}
+        self._votes: dict[NodeId, None] = {}
+        self._contact: dict[NodeId, float] = {}
+        self._heard = float("-inf")
+        self._transfer = False
+        self._last_token: Token = 0
+        self._saved_token: Token = 0
+        self._due = now + self._silence()
+
+    # looks ---------------------------------------------------------------------------------------------------
+    @property
+    def unsaved(self) -> bool:
+        """Hard state is on its way to the disk: nothing that depends on it may leave."""
+        return self._saved_token != self._last_token
+
+    @property
+    def votes_here(self) -> bool:
+        return self.me in self.voters.voters
+
+    @property
+    def majority(self) -> int:
+        return majority(len(self.voters.voters))
+
+    def heard_voters(self, now: float) -> int:
+        """Voters this leader heard within the CheckQuorum window, itself included."""
+        since = now - self._timings.election_max_s
+        return sum(v == self.me or self._contact.get(v, float("-inf")) >= since for v in self.voters.voters)
+
+    def deadline(self) -> float:
+        return self._due
+
+    # events --------------------------------------------------------------------------------------------------
+    def handle(self, event: Event, now: float) -> list[Output]:
+        match event:
+            case Received(sender, message):
+                return self._receive(sender, message, now)
+            case DeadlineReached() if now >= self._due:
+                return self._tick(now)
+            case HardStateSaved(token):
+                self._saved_token = max(self._saved_token, token)
+                return self._count_votes(now)
+            case Sealed(voters):
+                return self._adopt_voters(voters, now)
+            case LinkUp(peer):
+                self._links[peer] = None
+                return self._heartbeat_to(peer) if self.role == "leader" else []
+            case LinkDown(peer):
+                return self._link_lost(peer, now)
+            case Shutdown():
+                return self._hand_over(now)
+            case _:
+                return []
+
+    def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
+        match message:
+            case RequestVote():
+                return self._adopt_voters(message.voters, now) + self._on_request(sender, message, now)
+            case Vote():
+                return self._on_vote(sender, message, now)
+            case Heartbeat():
+                return self._adopt_voters(message.voters, now) + self._on_heartbeat(sender, message, now)
+            case Held(term):
+                return self._on_held(sender, term, now)
+            case Push(term) if term > self.term:
+                return self._follow(term, sender, now)
+            case TimeoutNow(term) if term == self.term and sender == self.leader and self.votes_here:
+                return self._campaign(now, transfer=True)
+            case _:
+                return []
+
+    def _tick(self, now: float) -> list[Output]:
+        if self.role == "leader":
+            if self.heard_voters(now) < self.majority:
+                return self._step_down("no majority of the voters was heard", now)
+            self._due = now + self._timings.heartbeat_s
+            return [out for peer in self._links for out in self._heartbeat_to(peer)]
+        self._due = now + self._silence()
+        if not self.votes_here:
+            return []
+        return self._canvass(now)
+
+    # campaigning ---------------------------------------------------------------------------------------------
+    def _canvass(self, now: float) -> list[Output]:
+        """PreVote: would a majority elect me? Changes nothing durable."""
+        self.role = "pre"
+        self._votes = {self.me: None}
+        out: list[Output] = []
+        if self.leader is not None:
+            self.leader = None
+            out.append(LeaderChanged(self.term, None))
+        if len(self._votes) >= self.majority:
+            return out + self._campaign(now)
+        return out + self._ask_votes(self.term + 1, pre=True)
+
+    def _campaign(self, now: float, transfer: bool = False) -> list[Output]:
+        self.role = "candidate"
+        self.term += 1
+        self.voted_for = self.me
+        self.leader = None
+        self._votes = {self.me: None}
+        self._transfer = transfer
+        self._due = now + self._silence()
+        return [self._save(), *self._ask_votes(self.term, pre=False)]
+
+    def _ask_votes(self, term: Term, pre: bool) -> list[Output]:
+        request = RequestVote(term, pre, self.voters, self._transfer and not pre)
+        return [Send(v, request) for v in self.voters.voters if v != self.me]
+
+    def _count_votes(self, now: float) -> list[Output]:
+        if self.role == "pre" and len(self._votes) >= self.majority:
+            return self._campaign(now)
+        if self.role == "candidate" and not self.unsaved and len(self._votes) >= self.majority:
+            return self._lead(now)
+        return []
+
+    def _lead(self, now: float) -> list[Output]:
+        self.role = "leader"
+        self.leader = self.me
+        self._contact = dict.fromkeys(self._votes, now)
+        self._due = now + self._timings.heartbeat_s
+        beats = [out for peer in self._links for out in self._heartbeat_to(peer)]
+        return [LeaderChanged(self.term, self.me), Elected(self.term, self.voters.voters), *beats]
+
+    # answering -----------------------------------------------------------------------------------------------
+    def _on_request(self, sender: NodeId, request: RequestVote, now: float) -> list[Output]:
+        sticky = now - self._heard < self._timings.election_min_s or self.role == "leader"
+        if request.term <= self.term or (sticky and not request.transfer) or sender not in self.voters.voters:
+            same_vote = not request.pre and request.term == self.term and self.voted_for == sender
+            return [Send(sender, Vote(self.term, request.pre, same_vote))]
+        if request.pre:
+            return [Send(sender, Vote(request.term, pre=True, granted=True))]
+        out = self._follow(request.term, None, now)
+        self.voted_for = sender
+        self._due = now + self._silence()
+        return [*out, self._save(), Send(sender, Vote(self.term, pre=False, granted=True))]
+
+    def _on_vote(self, sender: NodeId, vote: Vote, now: float) -> list[Output]:
+        if not vote.granted:
+            return self._follow(vote.term, None, now) if vote.term > self.term else []
+        wanted = self.term + 1 if self.role == "pre" else self.term
+        if vote.term != wanted or vote.pre != (self.role == "pre") or self.role not in ("pre", "candidate"):
+            return []
+        if sender in self.voters.voters:
+            self._votes[sender] = None
+        return self._count_votes(now)
+
+    def _on_heartbeat(self, sender: NodeId, beat: Heartbeat, now: float) -> list[Output]:
+        if beat.term < self.term:
+            return []
+        out: list[Output] = []
+        if beat.term > self.term or self.role != "follower" or self.leader != sender:
+            out = self._follow(beat.term, sender, now)
+        self._heard = now
+        self._due = now + self._silence()
+        return out
+
+    def _on_held(self, sender: NodeId, term: Term, now: float) -> list[Output]:
+        if term > self.term:
+            return self._follow(term, None, now)
+        if term == self.term and self.role == "leader":
+            self._contact[sender] = now
+        return []
+
+    # changing ------------------------------------------------------------------------------------------------
+    def _follow(self, term: Term, leader: NodeId | None, now: float) -> list[Output]:
+        """Adopt `term` (never an older one) as a follower of `leader`, who may be unknown yet."""
+        out: list[Output] = []
+        if self.role == "leader":
+            out.append(Deposed(self.term, f"term {term} has begun"))
+            self._due = now + self._silence()
+        if term > self.term:
+            self.term, self.voted_for = term, None
+            out.append(self._save())
+        self.role, self._votes, self._transfer = "follower", {}, False
+        if leader != self.leader or out:
+            self.leader = leader
+            out.append(LeaderChanged(self.term, leader))
+        return out
+
+    def _step_down(self, why: str, now: float) -> list[Output]:
+        self.role, self.leader, self._votes = "follower", None, {}
+        self._due = now + self._silence()
+        return [Deposed(self.term, why), LeaderChanged(self.term, None)]
+
+    def _hand_over(self, now: float) -> list[Output]:
+        if self.role != "leader":
+            return []
+        heirs = sorted((-at, v) for v, at in self._contact.items() if v != self.me and v in self._links)
+        out: list[Output] = [Send(heirs[0][1], TimeoutNow(self.term))] if heirs else []
+        return out + self._step_down("this node is stopping", now)
+
+    def _link_lost(self, peer: NodeId, now: float) -> list[Output]:
+        self._links.pop(peer, None)
+        if peer == self.leader and self.role == "follower":
+            self._heard = float("-inf")
+            soon = self._rng.uniform(0.1, 1.0) * LINK_LOST_FRACTION * self._timings.election_min_s
+            self._due = min(self._due, now + soon)
+        return []
+
+    def _adopt_voters(self, voters: Voters, now: float) -> list[Output]:
+        if (voters.version, voters.term) <= (self.voters.version, self.voters.term):
+            return []
+        self.voters = voters
+        self._due = min(self._due, now + self._silence())
+        return [self._save()]
+
+    # small things --------------------------------------------------------------------------------------------
+    def _save(self) -> SaveHardState:
+        self._last_token += 1
+        return SaveHardState(self._last_token, HardState(self.term, self.voted_for, self.voters, self._incarnation))
+
+    def _heartbeat_to(self, peer: NodeId) -> list[Output]:
+        return [Send(peer, Heartbeat(self.term, self._digest(), self.voters))]
+
+    def _silence(self) -> float:
+        return self._rng.uniform(self._timings.election_min_s, self._timings.election_max_s)

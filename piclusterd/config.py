@@ -1,0 +1,170 @@
+"""The configuration: one frozen tree. Each key has a default, a unit in its name or text, and a legal range.
+
+Sources, later ones win: the defaults below, one TOML file, environment variables `PICLUSTER_<SECTION>_<KEY>`.
+All faults are reported at once, each with file and line (`errors.ConfigError`).
+`config/piclusterd.toml` holds every key at its default; a test keeps it so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: Annotated[
+        str,
+        Meta(
+            max_length=63, pattern=r"^[A-Za-z0-9-]*$", description="what people call this node; empty: the host's name"
+        ),
+    ] = ""
+    state_dir: Annotated[
+        str, Meta(description="keys, ledger, models; empty: $STATE_DIRECTORY, else /var/lib/piclusterd")
+    ] = ""
+    role: Annotated[Literal["worker", "relay"], Meta(description="a relay serves no models and never votes")] = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    host: Annotated[str, Meta(description="address the peer listener (mutual TLS) binds")] = "0.0.0.0"
+    port: Annotated[Port, Meta(description="its TCP port")] = 7946
+    advertise: Annotated[
+        tuple[str, ...], Meta(max_length=8, description="addresses told to peers; empty: every LAN address")
+    ] = ()
+    seeds: Annotated[
+        tuple[str, ...], Meta(max_length=32, description="host:port of nodes to dial whatever mDNS says")
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    host: Annotated[str, Meta(description="address the client listener (OpenAI API, pages) binds")] = "0.0.0.0"
+    port: Annotated[Port, Meta(description="its TCP port")] = 8746
+    socket: Annotated[
+        str,
+        Meta(
+            description="unix socket of the local client; empty: $RUNTIME_DIRECTORY/api.sock, else <state_dir>/api.sock"
+        ),
+    ] = ""
+    keys_file: Annotated[str, Meta(description="file with one bearer key a line; empty: no key is asked for")] = ""
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(max_length=32, description="names accepted in Host beside addresses, localhost and *.local"),
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    enabled: Annotated[bool, Meta(description="advertise and browse over mDNS")] = True
+    interfaces: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description="addresses of the interfaces to use; empty: all but docker, bridges and veth"),
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    preset: Annotated[
+        Literal["pi", "lan"], Meta(description="timings: pi for SD cards and busy boards, lan for SSDs and idle cores")
+    ] = "pi"
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    commit_entries_max: Annotated[int, Meta(ge=1, le=4096, description="entries in one group commit")] = 64
+    commit_delay_s: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="how long a commit waits for company, seconds")
+    ] = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One `[[models]]` table: a GGUF file this node serves."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128, description="the name clients use")]
+    path: Annotated[
+        str, Meta(min_length=1, description="GGUF file; `builtin:triage-demo` is the demo model in the package")
+    ]
+    context: Annotated[int, Meta(ge=128, le=1_048_576, description="tokens of context over all slots")] = 4096
+    slots: Annotated[int, Meta(ge=1, le=64, description="requests answered side by side")] = 4
+    threads: Annotated[int, Meta(ge=0, le=256, description="threads for decoding; 0: half the cores")] = 0
+    aliases: Annotated[tuple[str, ...], Meta(max_length=16, description="other names for the same model")] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    queue_max: Annotated[
+        int, Meta(ge=1, le=4096, description="requests waiting for one model on this node before 429")
+    ] = 64
+    load_timeout_s: Annotated[float, Meta(ge=1.0, le=3600.0, description="seconds a model may take to load")] = 300.0
+    default_model: Annotated[str, Meta(description="the model workflows use; empty: the first of [[models]]")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    url: Annotated[str, Meta(description="https URL of the forwarder; empty: no hub")] = ""
+    token_file: Annotated[str, Meta(description="file with the hub's bearer token")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """Secrets the cluster verifies with again, so that a stolen hub cannot forge events. Two lines: two secrets."""
+
+    linear_secret_file: Annotated[str, Meta(description="file with Linear's signing secret(s)")] = ""
+    github_secret_file: Annotated[str, Meta(description="file with GitHub's secret(s)")] = ""
+    notion_secret_file: Annotated[str, Meta(description="file with Notion's verification token(s)")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    url: Annotated[str, Meta(description="GraphQL endpoint")] = "https://api.linear.app/graphql"
+    token_file: Annotated[
+        str, Meta(description="file with an API key, or `Bearer …` for an OAuth app; empty: Linear is off")
+    ] = ""
+    actor_id: Annotated[str, Meta(description="our own actor id, so that our writes do not start runs")] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Triage:
+    mode: Annotated[
+        Literal["off", "shadow", "apply"], Meta(description="shadow decides and records but writes nothing to Linear")
+    ] = "apply"
+    labels: Annotated[
+        dict[str, str],
+        Meta(max_length=64, description="type the model names = label in Linear; types left out get none"),
+    ] = field(default_factory=lambda: {"bug": "Bug", "feature": "Feature", "question": "Question", "chore": "Chore"})
+    attempts_max: Annotated[int, Meta(ge=1, le=100, description="tries of one step before the run is given up")] = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least severe level written to stderr")
+    ] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    node: Node = field(default_factory=Node)
+    peers: Peers = field(default_factory=Peers)
+    api: Api = field(default_factory=Api)
+    discovery: Discovery = field(default_factory=Discovery)
+    cluster: Cluster = field(default_factory=Cluster)
+    ledger: Ledger = field(default_factory=Ledger)
+    inference: Inference = field(default_factory=Inference)
+    hub: Hub = field(default_factory=Hub)
+    webhooks: Webhooks = field(default_factory=Webhooks)
+    linear: Linear = field(default_factory=Linear)
+    triage: Triage = field(default_factory=Triage)
+    log: Log = field(default_factory=Log)
+    models: tuple[Model, ...] = ()
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.node.state_dir or "/var/lib/piclusterd")

@@ -1,0 +1,354 @@
+"""`piclusterd`: the only place that starts things. One loop moves the node; the hands do what it says.
+
+    mailbox.next(deadline) ─▶ node.handle(event, now) ─▶ hands.perform(effect) …
+
+Start: configuration, identity, vote record, ledger (replayed into the node), links, models (in the background), API,
+mDNS, READY. Stop (SIGTERM): hand leadership over, say goodbye, close the doors, end the children, close the ledger.
+Every resource is entered on one exit stack, so that a start that fails half-way leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .board import logs
+from .board.facts import describe_node
+from .board.sd_notify import Notifier
+from .cluster import hardstate, identity
+from .cluster.discovery import Advert, Discovery, Sighting, lan_addresses
+from .cluster.join import Founding, JoinDesk
+from .cluster.links import Links
+from .cluster.timings import PRESETS
+from .cluster.tokens import Tokens
+from .config import Config
+from .config_file import DEFAULT_PATH, load, read_secret
+from .desk import Desk
+from .errors import Broken, PiclusterError, UserError
+from .events import FactsChanged, HardState, LoopLagged, Note, Sealed, Shutdown
+from .hands import Hands, Service
+from .ids import NodeId
+from .inference.models import ModelSpec, resolve
+from .inference.pool import Pool
+from .integrations.linear import LinearClient
+from .ledger.writer import LedgerWriter
+from .mailbox import Mailbox
+from .node import Node, Setup
+from .web.app import make_app, serve
+from .web.stream import EventBus
+from .wire import Facts, Voters
+from .workflows.triage import Triage
+from .workflows.workflow import Workflow
+
+log = logging.getLogger("piclusterd")
+
+FACTS_EVERY_S = 5.0
+"""Between two looks at the board; a change of the models is told at once."""
+LAG_TICK_S = 0.1
+LAG_TOLD_S = 0.5
+"""A loop that was this late tells the node, which then distrusts its own silence."""
+STOP_S = 4.0
+"""systemd is told 90 s; a drained daemon has no reason to take more than this."""
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: systemd should not restart what a person must mend."""
+
+
+class Daemon:
+    """One running node, from `start` to `stop`."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self.config = config
+        self.environ = environ
+        self.rng = random.Random()
+        self.clock = time.monotonic
+        self.mailbox = Mailbox(self.clock)
+        self.bus = EventBus(first_id=_wall_ms())  # ids keep growing over restarts, so a page can resume
+        self.notifier = Notifier(environ)
+        self.pool_moved = asyncio.Event()
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._names: dict[NodeId, str] = {}
+
+    # starting ------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Everything up and READY said. Raises `PiclusterError`; what was opened is closed again by `stop`."""
+        config, state = self.config, self.config.state_dir
+        me = await asyncio.to_thread(identity.load, state)
+        if me is None:
+            raise UserError(
+                f"this node belongs to no cluster: {state} holds no identity",
+                fix="Run `picluster init --cluster NAME` on the first node, `picluster join TOKEN` on the others.",
+            )
+        self.me = me
+        self.told = await asyncio.to_thread(identity.joined, me.directory) or identity.Told()
+        self.models = self._resolve_models()
+        self.ledger = await LedgerWriter.start(
+            state / "ledger.db", me.signer, identity.verify, me.name, _wall_ms, config.ledger
+        )
+        self._stack.push_async_callback(self.ledger.close)
+        self.links = Links(
+            me, self.mailbox.post, lambda *request: self.desk.serve_peer(*request), self.rng,
+            check_time=_clock_is_synced(),
+        )  # fmt: skip
+        self._stack.push_async_callback(self.links.close)
+        self.pool = Pool(config.inference.queue_max, config.inference.load_timeout_s, self.pool_moved.set)
+        self._stack.push_async_callback(self.pool.close)
+        self.desk = Desk(
+            config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model()
+        )
+        self.hands = Hands(
+            self.mailbox, self.links, self.ledger, self.desk.serving, await self._services(), self._votes_dir(),
+            self.desk.run_hub if config.hub.url else None, self._on_note,
+        )  # fmt: skip
+        self._stack.push_async_callback(self.hands.close)
+        self.node = await self._make_node()
+        await self._open_doors()
+        self._task(self._move(), "node")
+        self._task(self._watch_loop(), "loop lag")
+        self._task(self._tell_facts(), "facts")
+        await self.pool.start(self.models)
+        self._dial_known()
+        self.notifier.ready(f"node {me.name} of {me.cluster}")
+        log.info("ready: node %s (%s) of %s, API on port %s", me.name, me.node, me.cluster, self.api_port)
+
+    def _resolve_models(self) -> list[ModelSpec]:
+        """The models whose files can be served; a file that cannot is told and left out: the node is still of use."""
+        specs = []
+        for model in self.config.models:
+            try:
+                specs.append(resolve(model))
+            except PiclusterError as fault:
+                log.error("model %s is not served: %s", model.name, fault)
+                self.bus.publish("alarm", {"text": f"model {model.name} is not served: {fault}"})
+        return specs
+
+    async def _make_node(self) -> Node:
+        hard = await asyncio.to_thread(hardstate.load, self._votes_dir()) or HardState()
+        hard = replace(hard, incarnation=hard.incarnation + 1)
+        await asyncio.to_thread(hardstate.save, self._votes_dir(), hard)
+        setup = Setup(
+            me=self.me.node,
+            cluster=self.me.cluster,
+            facts=Facts(name=self.me.name, role=self.config.node.role, release=__version__),
+            timings=PRESETS[self.config.cluster.preset],
+            hard=hard,
+            heads=await self.ledger.heads(),
+            ledger=await self.ledger.replay(),
+            workflows=self._workflows(),
+            attempts_max=self.config.triage.attempts_max,
+        )
+        return Node(setup, self.rng, self.clock())
+
+    def _workflows(self) -> dict[str, Workflow]:
+        triage = Triage(self.config.triage, self._default_model() or "default", self.config.linear.actor_id)
+        return {triage.name: triage}
+
+    def _default_model(self) -> str:
+        return self.config.inference.default_model or next((model.name for model in self.config.models), "")
+
+    def _votes_dir(self) -> Path:
+        return self.config.state_dir / "votes"
+
+    async def _services(self) -> dict[str, Service]:
+        if not self.config.linear.token_file:
+            return {}
+        token = self._secret(self.config.linear.token_file)[0]
+        linear = LinearClient(self.config.linear.url, token)
+        self._stack.push_async_callback(linear.close)
+        return {"linear": linear}
+
+    def _secret(self, file: str) -> tuple[str, ...]:
+        return read_secret(file, self.environ)
+
+    # doors ---------------------------------------------------------------------------------------------------
+    async def _open_doors(self) -> None:
+        config, me = self.config, self.me
+        sealed, desk = await self._join_desk()
+        try:
+            self.peer_port = await self.links.start(config.peers.host, config.peers.port, desk)
+        except OSError as fault:
+            where = f"{config.peers.host}:{config.peers.port}"
+            raise UserError(
+                f"cannot listen on {where} for peers", str(fault), "Is another piclusterd running? Else change [peers]."
+            ) from fault
+        self.addresses = tuple(f"{host}:{self.peer_port}" for host in self._hosts())
+        self.links.addresses = self.desk.addresses = self.addresses
+        doors = self.desk.doors(lambda: str(self.ledger.fault or ""))
+        served = await serve(make_app(doors), config.api.host, config.api.port, Path(config.api.socket))
+        self._stack.push_async_callback(served.close)
+        self.api_port = served.port
+        if config.discovery.enabled:
+            advert = Advert(me.node, me.cluster_id, me.name, self.peer_port, me.can_issue, config.peers.advertise)
+            discovery = Discovery(advert, self._on_seen, config.discovery.interfaces)
+            discovery.start()
+            self._stack.push_async_callback(discovery.close)
+        if sealed is not None:
+            await self.mailbox.post(Sealed(sealed))
+
+    async def _join_desk(self) -> tuple[Voters | None, list[Any]]:
+        """The voters this node knows of from its founding or joining, and the desk's routes where it admits others."""
+        if not self.me.can_issue:
+            return self.told.voters, []
+        founding = await asyncio.to_thread(Founding, self.me.directory)
+        tokens = Tokens(self.me.directory, self.me.ca_pin)
+        return founding.voters, JoinDesk(self.me, tokens, founding, self._peer_addresses, self._on_sealed).routes()
+
+    async def _on_sealed(self, voters: Voters) -> None:
+        await self.mailbox.post(Sealed(voters))
+
+    def _peer_addresses(self) -> list[str]:
+        return [*self.addresses, *(a for info in self.links.peers().values() for a in info.addresses)]
+
+    def _hosts(self) -> tuple[str, ...]:
+        """Where peers may reach us: as configured, else what we listen on, else every LAN address."""
+        if self.config.peers.advertise:
+            return self.config.peers.advertise
+        if self.config.peers.host not in ("0.0.0.0", "::", ""):
+            return (self.config.peers.host,)
+        return lan_addresses(self.config.discovery.interfaces)
+
+    def _dial_known(self) -> None:
+        """Seeds, and what was told at the join; mDNS adds to them."""
+        for address in (*self.config.peers.seeds, *self.told.peers):
+            self.links.dial(address)
+
+    def _on_seen(self, sighting: Sighting) -> None:
+        """A hint: the handshake decides who it is."""
+        if sighting.cluster_id != self.me.cluster_id:
+            return
+        if sighting.node not in self._names:
+            self._names[sighting.node] = sighting.name
+            where = ", ".join(sighting.addresses)
+            log.info("mDNS names %s (%s) at %s", sighting.name, sighting.node, where)
+            self.bus.publish("seen", {"text": f"mDNS: {sighting.name} at {where}", "node": sighting.name})
+        if sighting.node not in self.links.peers():
+            for address in sighting.addresses:
+                self.links.dial(address, hint=True)
+
+    # running -------------------------------------------------------------------------------------------------
+    async def _move(self) -> None:
+        """The one loop."""
+        while True:
+            event = await self.mailbox.next(self.node.deadline())
+            for effect in self.node.handle(event, self.clock()):
+                self.hands.perform(effect)
+
+    def _on_note(self, note: Note) -> None:
+        log.debug("%s", note)
+        self.bus.note(note, self._name_of)
+
+    def _name_of(self, node: NodeId) -> str:
+        facts = self.node.membership.facts(node)
+        return (facts.name if facts else "") or self._names.get(node, node)
+
+    async def _tell_facts(self) -> None:
+        """Say what this node is, when it changed and every few seconds."""
+        while True:
+            await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts)))
+            try:
+                async with asyncio.timeout(FACTS_EVERY_S):
+                    await self.pool_moved.wait()
+                await asyncio.sleep(LAG_TICK_S)  # several changes make one message
+            except TimeoutError:
+                pass
+            self.pool_moved.clear()
+
+    def _facts(self) -> Facts:
+        heads = self.node.reconcile.heads()
+        return describe_node(
+            self.config, self.me.name, self.addresses, self.api_port, self.pool.facts(), sum(h.seq for h in heads)
+        )
+
+    async def _watch_loop(self) -> None:
+        """Tell the node when it was stalled, and systemd that it is not."""
+        fed = self.clock()
+        while True:
+            before = self.clock()
+            await asyncio.sleep(LAG_TICK_S)
+            now = self.clock()
+            if now - before - LAG_TICK_S > LAG_TOLD_S:
+                await self.mailbox.post(LoopLagged(now - before - LAG_TICK_S))
+            period = self.notifier.watchdog_s
+            if period is not None and now - fed >= period / 2 and self.ledger.healthy:
+                self.notifier.watchdog()
+                fed = now
+
+    def _task(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+
+    def _on_task_end(self, task: asyncio.Task[Any]) -> None:
+        """None of them ends by itself: one that does takes the daemon with it, and systemd starts a whole one."""
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.critical("%s failed", task.get_name(), exc_info=fault)
+            self.hands.stopped.set()
+
+    # stopping ------------------------------------------------------------------------------------------------
+    async def run_until_signal(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: self.mailbox.post_now(Shutdown()))
+        await self.hands.stopped.wait()
+        self.notifier.stopping()
+
+    async def stop(self) -> None:
+        """Close everything, newest first. Bounded: what does not close in time is left to the process's end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._stack.aclose()
+        except TimeoutError:
+            log.warning("not everything closed within %s s", STOP_S)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _clock_is_synced() -> bool:
+    """systemd-timesyncd leaves this file behind once it has met a server; a board without it may live in 1970."""
+    return Path("/run/systemd/timesync/synchronized").exists()
+
+
+async def _run(config: Config) -> None:
+    daemon = Daemon(config, os.environ)
+    try:
+        await daemon.start()
+        await daemon.run_until_signal()
+    finally:
+        await daemon.stop()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="piclusterd")
+@click.option("--config", "path", type=click.Path(path_type=Path), help=f"Default: {DEFAULT_PATH}, where it exists.")
+def main(path: Path | None) -> None:
+    """Run this node of the cluster until SIGTERM."""
+    chosen = path or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    try:
+        config = load(chosen, os.environ)
+        logs.setup(config.log.level)
+        asyncio.run(_run(config))
+    except (UserError, Broken) as fault:
+        click.echo(f"piclusterd: {fault}", err=True)
+        sys.exit(EXIT_CONFIG if isinstance(fault, UserError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The main job, told as it happens: three nodes, a hub, a Linear; a webhook, a triage, a killed coordinator.
+
+Every line is something that was seen: what the nodes say of themselves (`/events`), what the hub and Linear's double
+answered. A step that does not happen within its time ends the story with its name and a non-zero status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from .cluster import Cluster, DemoFailed, Member
+from .linear_workspace import Effect
+from .outside import World
+
+FIRST = (
+    "Checkout crashes for every customer",
+    "Hi team,\n\nsince this morning every payment ends in a 500 error and orders are lost. All customers are affected.",
+)
+SECOND = (
+    "Typo in the footer of the settings page",
+    "It says 'Copyrigth'. Nothing urgent, just looks untidy.",
+)
+RUN_S = 60.0
+RETOLD = ("seen", "link", "member-down", "elected", "activated", "deposed", "hook", "run", "alarm")
+"""Kinds of a node's events that are part of the story."""
+
+
+class Story:
+    def __init__(self, root: Path, say: Callable[[str], None], hub: str = "auto") -> None:
+        self.world = World(root, hub)
+        self.cluster = Cluster(root)
+        self._say = say
+        self._began = time.time()
+        self._followers: list[asyncio.Task[None]] = []
+
+    # telling -------------------------------------------------------------------------------------------------
+    def tell(self, who: str, text: str, at: float | None = None) -> None:
+        seconds = (at or time.time()) - self._began
+        self._say(f"{seconds:7.2f} s  {who:<8}  {text}")
+
+    def chapter(self, title: str) -> None:
+        self._say(f"\n── {title} " + "─" * max(0, 74 - len(title)))
+
+    def follow(self, member: Member) -> None:
+        self._followers.append(asyncio.create_task(self._follow(member)))
+
+    async def _follow(self, member: Member) -> None:
+        """The node's own events, as lines of the story."""
+        timeout = aiohttp.ClientTimeout(total=None)
+        with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+            async with self.cluster.http.get(f"{member.url}/events?format=jsonl&after=0", timeout=timeout) as stream:
+                async for line in stream.content:
+                    if line.startswith(b"{"):
+                        self._retell(member, json.loads(line))
+
+    def _retell(self, member: Member, event: dict[str, Any]) -> None:
+        if event["kind"] in RETOLD:
+            self.tell(member.name, str(event["data"]["text"]), float(event["at"]))
+
+    def _retell_effect(self, effect: Effect) -> None:
+        what = ", ".join(f"{field} {value}" for field, value in effect.change.items() if field != "body")
+        self.tell("Linear", f"{effect.issue}: {effect.kind} {what}".rstrip())
+
+    # the story -----------------------------------------------------------------------------------------------
+    async def play(self) -> None:
+        """All of it. Raises `DemoFailed`."""
+        self.chapter("A hub, a Linear, three nodes")
+        self.world.linear.on_effect = self._retell_effect
+        await self.world.start()
+        assert self.world.hub is not None
+        self.tell("hub", f"runs in {self.world.kind} at {self.world.hub.url}")
+        self.tell("Linear", f"double at {self.world.linear.url}")
+        self.cluster.outside = self.world.told_to_nodes()
+        await self.cluster.found(self.tell, self.follow)
+        leader = await self.cluster.until_served()
+        await self._introduce(leader)
+        await self._first_webhook()
+        await self._second_webhook(leader)
+        await self._compare()
+
+    async def _introduce(self, leader: Member) -> None:
+        view = await self.cluster.status(leader)
+        assert view is not None
+        self.tell("cluster", f"{leader.name} coordinates term {view['term']}; voters: {len(view['voters'])}")
+        for member in self.cluster.members:
+            self.tell(member.name, f"status page {member.url}/")
+
+    async def _first_webhook(self) -> None:
+        self.chapter("An issue is created in Linear")
+        identifier, began = await self._post(*FIRST)
+        await self._until_triaged(identifier, began)
+
+    async def _second_webhook(self, leader: Member) -> None:
+        self.chapter("The coordinator is killed, and the next issue comes in the gap")
+        self.cluster.kill(leader)
+        self.tell("demo", f"SIGKILL to {leader.name}")
+        identifier, began = await self._post(*SECOND)
+        await self._until_triaged(identifier, began)
+        heir = await self.cluster.coordinator()
+        self.tell("cluster", f"{heir.name if heir else 'nobody'} finished it")
+        await self.cluster.start(leader)
+        self.tell("demo", f"{leader.name} is started again")
+        self.follow(leader)
+
+    async def _post(self, title: str, body: str) -> tuple[str, float]:
+        identifier, payload = self.world.new_issue(title, body)
+        began = time.time()
+        self.tell("Linear", f"{identifier} “{title}” → signed webhook to the hub")
+        said = await self.world.post(self.cluster.http, payload)
+        self.tell("hub", f"200, stored as seq {said['seq']} in {(time.time() - began) * 1000:.0f} ms")
+        return identifier, began
+
+    async def _until_triaged(self, identifier: str, began: float) -> None:
+        async def closed() -> dict[str, Any] | None:
+            for view in await self.cluster.views():
+                for run in view["runs"]:
+                    if run["title"].startswith(f"{identifier} ") and run["state"] != "open":
+                        return dict(run)
+            return None
+
+        run = await self.cluster.until(closed, f"{identifier} is triaged", RUN_S)
+        if run["state"] != "done":
+            raise DemoFailed(f"{identifier} ended as {run['state']}: {run['detail']}")
+        issue = self.world.linear.issue(identifier)
+        labels = [self.world.linear.labels[label] for label in issue.label_ids]
+        if not issue.priority or not labels or len(issue.comments) != 1:
+            raise DemoFailed(f"{identifier} in Linear lacks priority, label or comment: {issue}")
+        self.tell("Linear", f"{identifier}: priority {issue.priority}, labels {', '.join(labels)}, one comment")
+        self.tell("demo", f"webhook to closed run: {time.time() - began:.2f} s ({run['detail']})")
+
+    async def _compare(self) -> None:
+        self.chapter("The ledgers")
+        views = await self.cluster.until_equal()
+        for member, view in zip(self.cluster.members, views, strict=True):
+            self.tell(member.name, f"{view['entries']} entries, digest {view['digest']}")
+        if self.world.linear.violations:
+            raise DemoFailed(f"calls outside Linear's public schema: {self.world.linear.violations}")
+        self.tell("demo", "all ledgers equal, each issue triaged once")
+
+    async def close(self) -> None:
+        for follower in self._followers:
+            follower.cancel()
+        await asyncio.gather(*self._followers, return_exceptions=True)
+        await self.cluster.close()
+        await self.world.close()

@@ -1,0 +1,183 @@
+"""The desk between the node and whoever asks it something: pages, API, peers, the hub, the operator.
+
+    web, hub, peers ──▶ desk ──ask──▶ mailbox ──▶ node ──Answer──▶ desk ──▶ caller
+
+It only translates: a question into an event with a ticket, an answer into what the caller understands. The provider's
+signature of a webhook is checked here again, since the hub may have been stolen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Any
+
+from . import __version__
+from .cluster.identity import Identity
+from .cluster.links import Links
+from .cluster.tokens import Tokens
+from .config import Config
+from .errors import PiclusterError, UserError
+from .events import Choice, HookArrived, HookTaken, Snapshot, View, WhoServes
+from .ids import NodeId, Term
+from .inference.pool import Pool
+from .inference.serving import Serving
+from .integrations.hub import HubClient
+from .integrations.hub_frames import HubHook
+from .mailbox import Mailbox
+from .web import admin, openai
+from .web.app import Doors
+from .web.hooks import hook_of
+from .web.metrics import Meters
+from .web.stream import EventBus
+from .wire import Hook
+
+log = logging.getLogger("piclusterd")
+
+ANSWER_S = 5.0
+"""The node answers questions about itself in microseconds; this long means that its loop is stuck."""
+HOOK_ANSWER_S = 15.0
+"""Longer than a forwarded webhook may take (`workflows.intake.FORWARD_TIMEOUT_S`)."""
+RELAY_SILENCE_S = 120.0
+"""A relayed stream may be silent this long: a Pi 4 prefilling a long prompt."""
+SOURCES = ("linear", "github", "notion")
+
+Secret = Callable[[str], tuple[str, ...]]
+"""File name → its non-empty lines."""
+
+
+class Desk:
+    def __init__(
+        self,
+        config: Config,
+        me: Identity,
+        mailbox: Mailbox,
+        links: Links,
+        pool: Pool,
+        bus: EventBus,
+        secret: Secret,
+        rng: random.Random,
+        default_model: str,
+    ) -> None:
+        self._config = config
+        self._me = me
+        self._mailbox = mailbox
+        self._links = links
+        self._bus = bus
+        self._rng = rng
+        self._hub: HubClient | None = None
+        self.meters = Meters()
+        self.addresses: tuple[str, ...] = ()
+        """`host:port` of our peer listener, once it is bound."""
+        files = {source: getattr(config.webhooks, f"{source}_secret_file") for source in SOURCES}
+        self._secrets = {source: secret(file) for source, file in files.items() if file}
+        self._keys = frozenset(secret(config.api.keys_file)) if config.api.keys_file else frozenset()
+        self._hub_token = secret(config.hub.token_file)[0] if config.hub.url else ""
+        self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
+
+    def doors(self, ledger_fault: Callable[[], str]) -> Doors:
+        """What the client listener is made of."""
+        return Doors(
+            name=self._me.name,
+            release=__version__,
+            view=self.view,
+            take_hook=self.take_hook,
+            bus=self._bus,
+            admin=admin.AdminDoors(self._create_token, self._list_tokens, self._revoke_token),
+            meters=self.meters,
+            edge=self._edge,
+            ledger_fault=ledger_fault,
+            secrets=self._secrets,
+            api_keys=self._keys,
+            allowed_hosts=self._config.api.allowed_hosts,
+            extra_routes=openai.routes(self.serving, self._list_models),
+        )
+
+    # questions to the node -----------------------------------------------------------------------------------
+    async def view(self) -> View:
+        view: View = await self._mailbox.ask(Snapshot, ANSWER_S)
+        return view
+
+    async def take_hook(self, hook: Hook) -> HookTaken:
+        """Durable on W ledgers, or a `PiclusterError`."""
+        taken: HookTaken = await self._mailbox.ask(partial(HookArrived, hook=hook), HOOK_ANSWER_S)
+        return taken
+
+    async def _who(self, model: str, embeddings: bool, tokens: int, exclude: tuple[NodeId, ...]) -> Choice:
+        ask = partial(WhoServes, model=model, embeddings=embeddings, prompt_tokens=tokens, exclude=exclude)
+        choice: Choice = await self._mailbox.ask(ask, ANSWER_S)
+        return choice
+
+    async def _list_models(self) -> list[dict[str, Any]]:
+        view = await self.view()
+        alive = [member for member in view.members if member.state == "alive"]
+        return [{"id": name} for name in sorted({model.name for member in alive for model in member.facts.models})]
+
+    # peers ---------------------------------------------------------------------------------------------------
+    def _relay(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        return self._links.request(peer, name, body, RELAY_SILENCE_S)
+
+    def serve_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        return self.serving.answer_peer(peer, name, body)
+
+    # hub -----------------------------------------------------------------------------------------------------
+    async def run_hub(self, term: Term) -> None:
+        """Take webhooks from the hub as the coordinator of `term`, until cancelled or refused."""
+        hub = HubClient(
+            self._config.hub.url,
+            self._hub_token,
+            node=self._me.node,
+            term=term,
+            deliver=self._deliver,
+            on_refused=lambda newer: log.warning("the hub has seen term %d, so term %d is over", newer, term),
+            rng=self._rng,
+        )
+        self._hub = hub
+        try:
+            await hub.run()
+        finally:
+            if self._hub is hub:
+                self._hub = None
+
+    async def _deliver(self, hook: HubHook) -> bool:
+        """True once it is on W ledgers."""
+        try:
+            verified = hook_of(hook.source, hook.headers, hook.body, self._secrets.get(hook.source, ()))
+        except PiclusterError as fault:
+            log.error("webhook %d of the hub refused: %s", hook.seq, fault)
+            self._bus.publish("alarm", {"text": f"webhook {hook.seq} of the hub refused: {fault.what}"})
+            return False
+        taken = await self.take_hook(verified)
+        self._bus.publish("hook", {"text": f"webhook {hook.seq} is durable", "seq": hook.seq, "run": taken.run})
+        return True
+
+    def _edge(self) -> dict[str, Any]:
+        state = self._hub.state if self._hub else "this node is not the coordinator"
+        return {
+            "url": self._config.hub.url or None,
+            "connected": self._hub is not None and self._hub.state in ("live", "pulling"),
+            "last_seq": self._hub.acked if self._hub else None,
+            "state": state,
+        }
+
+    # operator ------------------------------------------------------------------------------------------------
+    def _tokens(self) -> Tokens:
+        if not self._me.can_issue:
+            raise UserError("this node cannot admit others", "the CA's key is where `init` ran.", "Ask there.")
+        return Tokens(self._me.directory, self._me.ca_pin)
+
+    async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
+        token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses)
+        return admin.TokenMade(token, token.split(".")[2], self.addresses[0], wish.ttl_s)
+
+    async def _list_tokens(self) -> list[admin.TokenLine]:
+        infos = await asyncio.to_thread(self._tokens().list)
+        return [admin.TokenLine(info.id, int(info.expires - time.time()), info.uses_left) for info in infos]
+
+    async def _revoke_token(self, token: str) -> bool:
+        await asyncio.to_thread(self._tokens().revoke, token)
+        return True

@@ -1,0 +1,452 @@
+"""What happens to a node (events), what it wants done (effects), and what its deciders tell each other (notes).
+
+    hands ──Event──▶ mailbox ──▶ node.handle(event, now) ──▶ [Effect] ──▶ hands
+                                      │      ▲
+                                      ▼ Note │        notes go round the deciders until none is left,
+                                   deciders ─┘        and each once outward as `Noted` for logs and pages
+
+Every slow thing is bracketed by two quick ones: an effect with a `token` out, an event with the same token back.
+Persist before you promise: an effect that says "done" only answers the event that says durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .ids import LogId, NodeId, RunId, Term
+from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
+
+Token = int
+"""Pairs an effect with the event that answers it; unique within one run of one node."""
+
+Ticket = int
+"""Pairs an event asked through the mailbox with its `Answer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Safety rules, each behind a switch so that the simulator can show that its absence would be caught."""
+
+    term_fencing: bool = True
+    """A replica answers `Held` only to the newest term it knows, and the coordinator counts only its own term's."""
+    recovery_barrier: bool = True
+    """A new coordinator serves only after it holds what a majority of the voters held in its term."""
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What election must never forget (Raft §5.1): durable before any message that depends on it leaves."""
+
+    term: Term = 0
+    voted_for: NodeId | None = None
+    voters: Voters = field(default_factory=Voters)
+    incarnation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing to append to this node's log. `body` must be msgpack-able."""
+
+    kind: str
+    body: Mapping[str, Any]
+    term: Term = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One ledger entry as deciders see it: verified, decoded."""
+
+    log: LogId
+    seq: int
+    term: Term
+    kind: str
+    body: Mapping[str, Any]
+    hlc: int = 0
+    """Hybrid logical clock, milliseconds << 16 | counter. For display order only."""
+
+    @property
+    def order(self) -> tuple[Term, LogId, int]:
+        """The order in which folds rank entries; the same on every node."""
+        return (self.term, self.log, self.seq)
+
+
+# events ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class DeadlineReached:
+    """`node.deadline()` has passed. Spurious ones are harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    sender: NodeId
+    message: PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class HardStateSaved:
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The records of `Append(token)` are durable in this node's log as `entries`; `facts` are the same, decoded."""
+
+    token: Token
+    entries: tuple[Entry, ...]
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AppendFailed:
+    token: Token
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Entries of `Store(token)` that were new are durable, in order. `heads` are of the logs it touched."""
+
+    token: Token
+    facts: tuple[Fact, ...]
+    heads: tuple[Head, ...]
+    dropped: tuple[Dropped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesRead:
+    token: Token
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HookArrived:
+    """A verified webhook, from the hub, from `/hooks/{source}`, or from a peer that is not the coordinator."""
+
+    ticket: Ticket
+    hook: Hook
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """The outcome of an `Ask` or `CallOut`. Exactly one of `value` and `error` is set."""
+
+    token: Token
+    value: Mapping[str, Any] | None = None
+    error: str | None = None
+    retryable: bool = True
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WhoServes:
+    """Which node should serve `model`? Answered by `Choice` or `Unavailable`. `exclude` lists nodes already tried."""
+
+    ticket: Ticket
+    model: str
+    embeddings: bool = False
+    prompt_tokens: int = 0
+    exclude: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FactsChanged:
+    """What this node now says of itself; the node numbers it and gossips it."""
+
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """This node itself was stalled for `seconds`: what it did not hear in that time proves nothing about others."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The operator's node has fixed the first set of voters (or learnt of it at the join)."""
+
+    voters: Voters
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What does the node know? Answered by `View`."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Hand over leadership, tell the others, stop. `Stopped` follows when nothing is left to say."""
+
+
+Event = (
+    DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
+    | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | Snapshot | Shutdown
+)  # fmt: skip
+
+
+# effects ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Best effort: lost where there is no link."""
+
+    to: NodeId
+    message: PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class SaveHardState:
+    token: Token
+    state: HardState
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    token: Token
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    token: Token
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Up to BATCH_BYTES_MAX of the spans' entries, in order."""
+
+    token: Token
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One completion by a local model. `request` is an OpenAI chat body; the daemon chooses the node."""
+
+    token: Token
+    run: RunId
+    request: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CallOut:
+    """One attempt at a service of the outside world. `key` is the effect's idempotency key."""
+
+    token: Token
+    run: RunId
+    service: str
+    operation: str
+    arguments: Mapping[str, Any]
+    key: str
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class OpenHub:
+    """This node is the active coordinator of `term`: dial the hub and present the term."""
+
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class CloseHub:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Resolves a ticket. `value` is what the event's docstring says, or a `PiclusterError`."""
+
+    ticket: Ticket
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A note on its way to logs, metrics and the event stream."""
+
+    note: Note
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    pass
+
+
+Effect = (
+    Send | SaveHardState | Append | Store | Read | Ask | CallOut | OpenHub | CloseHub | Answer | Noted | Stopped
+)  # fmt: skip
+
+
+# notes -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class MemberUp:
+    node: NodeId
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDown:
+    """`state` is suspect, failed or left; `why` is the probe history in words."""
+
+    node: NodeId
+    name: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderChanged:
+    """Who coordinates, as this node knows it; None while an election is open."""
+
+    term: Term
+    leader: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Elected:
+    """This node won `term` and must recover before it serves."""
+
+    term: Term
+    voters: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deposed:
+    """This node led `term` and no longer does."""
+
+    term: Term
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """Recovery is over: this node coordinates `term`."""
+
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerGrew:
+    """New entries are durable here, this node's own or others'."""
+
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """What was appended with `token` is on W voters."""
+
+    token: Token
+    facts: tuple[Fact, ...]
+    copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunMoved:
+    """A run of a workflow took a step: for pages and logs."""
+
+    run: RunId
+    workflow: str
+    step: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerAlarm:
+    """A peer sent entries that do not verify, or two branches of one log were seen."""
+
+    text: str
+
+
+Note = (
+    MemberUp | MemberDown | LeaderChanged | Elected | Deposed | Activated
+    | LedgerGrew | Durable | RunMoved | LedgerAlarm
+)  # fmt: skip
+
+Output = Effect | Note
+"""What a decider returns: effects for the hands, notes for the other deciders."""
+
+
+# answers ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Answer to `WhoServes`."""
+
+    node: NodeId
+    name: str
+    model: str
+    reason: str
+    predicted_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HookTaken:
+    """Answer to `HookArrived`: durable on W ledgers; `run` is set where a workflow took it up."""
+
+    run: RunId | None
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    node: NodeId
+    state: str
+    since_s: float
+    """Seconds in this state."""
+    heard_s: float | None
+    """Seconds since it was last heard; None for ourselves."""
+    facts: Facts
+    voter: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    run: RunId
+    workflow: str
+    title: str
+    state: str
+    """open, done, failed or ignored."""
+    step: str
+    attempts: int
+    detail: str
+    hlc: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Answer to `Snapshot`: one consistent picture for status page, CLI, /health and /metrics."""
+
+    me: NodeId
+    name: str
+    cluster: str
+    role: str
+    """leader, recovering, candidate, follower or learner."""
+    term: Term
+    leader: NodeId | None
+    voters: tuple[NodeId, ...]
+    quorum: int
+    """Voters heard within an election timeout, ourselves included (leader only; elsewhere the alive voters)."""
+    members: tuple[MemberView, ...]
+    heads: tuple[Head, ...]
+    digest: str
+    entries: int
+    runs: tuple[RunView, ...]
+    hooks: int
+    """Webhooks in the ledger."""

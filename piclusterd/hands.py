@@ -1,0 +1,208 @@
+"""What acts on the node's effects: the one `match` over `Effect` of the daemon (the simulator has the other).
+
+    node.handle ─▶ effect ─▶ perform ─▶ link, disk, model, service … ─▶ event ─▶ mailbox ─▶ node.handle
+
+Quick effects are done on the spot; slow ones become tasks that post exactly one event with the effect's token. Nothing
+here decides: an error is told to the node, which knows what it means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+from .cluster import hardstate
+from .cluster.links import Links
+from .errors import Overloaded, PiclusterError, Unavailable
+from .events import (
+    Answer,
+    Append,
+    Appended,
+    AppendFailed,
+    Ask,
+    CallOut,
+    CloseHub,
+    Effect,
+    EntriesRead,
+    Event,
+    HardStateSaved,
+    Note,
+    Noted,
+    OpenHub,
+    Read,
+    SaveHardState,
+    Send,
+    StepFinished,
+    Stopped,
+    Store,
+    Stored,
+)
+from .ids import Term
+from .inference.serving import Serving
+from .integrations.outcome import CallFailed
+from .ledger.writer import LedgerWriter
+from .mailbox import Mailbox
+from .wire import Dropped
+
+log = logging.getLogger("piclusterd")
+
+MODEL_TIMEOUT_S = 280.0
+"""A model's answer for a workflow; a little under the run's own patience (`workflows.run.ACT_TIMEOUT_S`)."""
+
+
+class Service(Protocol):
+    """A client of the world outside; raises `CallFailed` and nothing else."""
+
+    async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]: ...
+
+
+class Hands:
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        links: Links,
+        ledger: LedgerWriter,
+        serving: Serving,
+        services: Mapping[str, Service],
+        votes: Path,
+        hub: Callable[[Term], Coroutine[Any, Any, None]] | None,
+        on_note: Callable[[Note], None],
+    ) -> None:
+        """`votes` is the directory of the hard state. `hub(term)` runs the hub client until cancelled; None: no hub."""
+        self._mailbox = mailbox
+        self._links = links
+        self._ledger = ledger
+        self._serving = serving
+        self._services = services
+        self._votes = votes
+        self._hub = hub
+        self._on_note = on_note
+        self._hub_task: asyncio.Task[None] | None = None
+        self._saving = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.stopped = asyncio.Event()
+
+    def perform(self, effect: Effect) -> None:
+        match effect:
+            case Send(to, message):
+                self._links.send(to, message)
+            case SaveHardState():
+                self._start(self._save(effect))
+            case Append():
+                self._start(self._append(effect))
+            case Store():
+                self._start(self._store(effect))
+            case Read():
+                self._start(self._read(effect))
+            case Ask():
+                self._start(self._ask(effect))
+            case CallOut():
+                self._start(self._call(effect))
+            case OpenHub(term):
+                self._open_hub(term)
+            case CloseHub():
+                self._close_hub()
+            case Answer(ticket, value):
+                self._mailbox.answer(ticket, value)
+            case Noted(note):
+                self._on_note(note)
+            case Stopped():
+                self.stopped.set()
+            case _:
+                assert_never(effect)
+
+    async def close(self) -> None:
+        """Cancel what is under way. The ledger finishes its own transactions when it is closed."""
+        self._close_hub()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # disk ----------------------------------------------------------------------------------------------------
+    async def _save(self, effect: SaveHardState) -> None:
+        """In order (a lock is first come, first served). A disk that refuses a vote stops the node: it cannot elect."""
+        async with self._saving:
+            try:
+                await asyncio.to_thread(hardstate.save, self._votes, effect.state)
+            except (OSError, PiclusterError) as fault:
+                log.critical("the vote record cannot be written, so this node takes no part in elections: %s", fault)
+                return
+        await self._mailbox.post(HardStateSaved(effect.token))
+
+    async def _append(self, effect: Append) -> None:
+        event: Event
+        try:
+            entries, facts = await self._ledger.append(effect.records)
+            event = Appended(effect.token, entries, facts)
+        except PiclusterError as fault:
+            log.error("nothing appended: %s", fault)
+            event = AppendFailed(effect.token, str(fault))
+        await self._mailbox.post(event)
+
+    async def _store(self, effect: Store) -> None:
+        try:
+            applied = await self._ledger.apply(effect.entries)
+            event = Stored(effect.token, applied.facts, applied.heads, applied.dropped)
+        except PiclusterError as fault:
+            event = Stored(effect.token, (), (), (Dropped(str(fault)),))
+        await self._mailbox.post(event)
+
+    async def _read(self, effect: Read) -> None:
+        try:
+            entries = await self._ledger.read(effect.spans)
+        except PiclusterError as fault:
+            log.error("the ledger cannot be read: %s", fault)
+            entries = ()
+        await self._mailbox.post(EntriesRead(effect.token, entries))
+
+    # models and services -------------------------------------------------------------------------------------
+    async def _ask(self, effect: Ask) -> None:
+        async def act() -> Mapping[str, Any]:
+            async with asyncio.timeout(MODEL_TIMEOUT_S):
+                return await self._serving.complete(effect.request)
+
+        await self._mailbox.post(await _outcome(effect.token, act()))
+
+    async def _call(self, effect: CallOut) -> None:
+        service = self._services.get(effect.service)
+        if service is None:
+            why = f"{effect.service} is not configured on this node"
+            await self._mailbox.post(StepFinished(effect.token, error=why, retryable=True, retry_after_s=30.0))
+            return
+        act = service.perform(effect.operation, effect.arguments, effect.key)
+        await self._mailbox.post(await _outcome(effect.token, act))
+
+    # hub -----------------------------------------------------------------------------------------------------
+    def _open_hub(self, term: Term) -> None:
+        self._close_hub()
+        if self._hub is not None:
+            self._hub_task = asyncio.create_task(self._hub(term), name=f"hub, term {term}")
+            self._tasks.add(self._hub_task)
+            self._hub_task.add_done_callback(self._tasks.discard)
+
+    def _close_hub(self) -> None:
+        if self._hub_task is not None:
+            self._hub_task.cancel()
+            self._hub_task = None
+
+
+async def _outcome(token: int, act: Awaitable[Mapping[str, Any]]) -> StepFinished:
+    """What became of one act, in the words a run understands."""
+    try:
+        return StepFinished(token, value=await act)
+    except CallFailed as fault:
+        return StepFinished(token, error=str(fault), retryable=fault.retryable, retry_after_s=fault.retry_after_s)
+    except (Unavailable, Overloaded) as fault:
+        return StepFinished(token, error=str(fault), retryable=True, retry_after_s=fault.retry_after_s)
+    except PiclusterError as fault:
+        return StepFinished(token, error=str(fault), retryable=fault.status >= 500 or fault.status == 404)
+    except TimeoutError:
+        return StepFinished(token, error="no answer in time", retryable=True)

@@ -1,0 +1,247 @@
+"""The pool's end of one child process: started, spoken to, and certainly ended.
+
+    start ──spawn, Load──▶ Ready ──call(Generate)──▶ Delta*, Done        any moment ──death──▶ every call: Unavailable
+
+It owns the process and the socket, and pairs answers with callers by id. The child gets no environment but what it
+needs to run. It is ended by closing the socket, then by its id with SIGKILL if it does not go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from ..errors import PiclusterError, Unavailable, UserError
+from ..wire import Dropped
+from .models import ModelSpec
+from .protocol import (
+    FRAME_BYTES_MAX,
+    LENGTH_BYTES,
+    Cancel,
+    Delta,
+    Done,
+    Embed,
+    Embedded,
+    Failed,
+    Frame,
+    FromChild,
+    Generate,
+    GenerateRequest,
+    Load,
+    LoadFailed,
+    Ready,
+    decode,
+    framed,
+    raised,
+)
+
+EXIT_GRACE_S = 2.0
+"""From closing the socket to SIGKILL: a step of a slow board may be running. Nothing in the child needs saving."""
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LLAMA_CPP_LIB_PATH")
+"""All the child inherits, beside OMP_* and GGML_*: no key, no token."""
+PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+
+
+class LoadFault(PiclusterError):
+    """The child looked at the file and refused it: trying again would not help."""
+
+
+class ChildDied(Unavailable):
+    """The child is gone. What it was doing is lost; nothing else changed."""
+
+
+class Child:
+    """One running child. Make it with `start`."""
+
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._name = name
+        self._process = process
+        self._reader, self._writer = reader, writer
+        self._calls: dict[int, asyncio.Queue[FromChild | PiclusterError]] = {}
+        self._last_id = 0
+        self._dead: ChildDied | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, spec: ModelSpec, timeout_s: float) -> tuple[Child, Ready]:
+        """A child with the model loaded.
+
+        Raises `LoadFault` where the file is refused, `ChildDied` where the child ended or took over `timeout_s`.
+        """
+        child = await cls._spawn(spec)
+        try:
+            async with asyncio.timeout(timeout_s):
+                first = await child._load(spec)
+        except TimeoutError:
+            await child.close(grace_s=0)
+            raise ChildDied(f"loading {spec.name} took over {timeout_s:g} s") from None
+        except BaseException:
+            await child.close(grace_s=0)
+            raise
+        child._listening = asyncio.create_task(child._listen(), name=f"child of {spec.name}")
+        return child, first
+
+    @classmethod
+    async def _spawn(cls, spec: ModelSpec) -> Child:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "piclusterd.inference.worker", "--fd", str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=_environment(),
+                    start_new_session=True,
+                )  # fmt: skip
+            except BaseException as fault:
+                writer.close()
+                if isinstance(fault, OSError):
+                    raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
+                raise
+        return cls(spec.name, process, reader, writer)
+
+    async def _load(self, spec: ModelSpec) -> Ready:
+        self._send(Load(str(spec.path), spec.context, spec.slots, spec.threads, spec.batch_threads))
+        try:
+            first = await self._receive()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise ChildDied(f"the process that loads {self._name} died", await self._epitaph()) from None
+        if isinstance(first, LoadFailed):
+            raise LoadFault(f"{self._name} cannot be loaded", first.why)
+        assert isinstance(first, Ready), "a child answers Load first"
+        return first
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def died(self) -> ChildDied:
+        """Returns once the child is gone, with why."""
+        assert self._listening is not None
+        await asyncio.shield(self._listening)
+        assert self._dead is not None
+        return self._dead
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta | Done, None]:
+        """The answer as it comes, ending with `Done`. Closing the generator cancels the request.
+
+        Raises the child's `PiclusterError`, or `ChildDied`.
+        """
+        number, answers = self._open_call()
+        done = False
+        try:
+            self._send(Generate(number, request))
+            while not done:
+                frame = await self._answer(answers)
+                assert isinstance(frame, Delta | Done), "a completion is answered by Delta and Done"
+                done = isinstance(frame, Done)
+                yield frame
+        except PiclusterError:
+            done = True
+            raise
+        finally:
+            self._close_call(number, cancel=not done)
+
+    async def embed(self, texts: tuple[str, ...]) -> Embedded:
+        """One vector a text. Raises the child's `PiclusterError`, or `ChildDied`."""
+        number, answers = self._open_call()
+        done = False
+        try:
+            self._send(Embed(number, texts))
+            frame = await self._answer(answers)
+            done = True
+        finally:
+            self._close_call(number, cancel=not done)
+        assert isinstance(frame, Embedded), "texts are answered by Embedded"
+        return frame
+
+    def _open_call(self) -> tuple[int, asyncio.Queue[FromChild | PiclusterError]]:
+        if self._dead is not None:
+            raise self._dead
+        self._last_id += 1
+        # Bounded by the tokens of one answer, at most the model's context.
+        self._calls[self._last_id] = asyncio.Queue()
+        return self._last_id, self._calls[self._last_id]
+
+    def _close_call(self, number: int, cancel: bool) -> None:
+        del self._calls[number]
+        if cancel and self._dead is None:
+            self._send(Cancel(number))
+
+    async def _answer(self, answers: asyncio.Queue[FromChild | PiclusterError]) -> FromChild:
+        frame = await answers.get()
+        if isinstance(frame, PiclusterError):
+            raise frame
+        if isinstance(frame, Failed):
+            raise raised(frame)
+        return frame
+
+    def _send(self, frame: Frame) -> None:
+        data = framed(frame)
+        if len(data) > FRAME_BYTES_MAX:
+            raise UserError("the request is too large", f"It has over {FRAME_BYTES_MAX // 2**20} MiB.")
+        self._writer.write(data)  # no drain: the pool sends a few requests at a time, each capped
+
+    async def _receive(self) -> FromChild:
+        length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
+        if length > FRAME_BYTES_MAX:
+            raise ConnectionError("a frame over the cap")
+        frame: FromChild | Dropped = decode(await self._reader.readexactly(length), FromChild)
+        if isinstance(frame, Dropped):
+            raise ConnectionError(frame.reason)
+        return frame
+
+    async def _listen(self) -> None:
+        """Hand answers to their callers until the child is gone; then tell them all."""
+        try:
+            while True:
+                frame = await self._receive()
+                call = self._calls.get(getattr(frame, "id", 0))
+                if call is not None:  # else it was cancelled meanwhile
+                    call.put_nowait(frame)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            why = await self._epitaph()
+        self._dead = ChildDied(f"the process of {self._name} died", why, "It is being started again.")
+        for call in self._calls.values():
+            call.put_nowait(self._dead)
+
+    async def _epitaph(self) -> str:
+        """How the child ended; it is made to end if it has only stopped talking."""
+        await self._end(EXIT_GRACE_S)
+        code = self._process.returncode or 0
+        return f"It was ended by {signal.Signals(-code).name}." if code < 0 else f"It exited with status {code}."
+
+    async def _end(self, grace_s: float) -> None:
+        self._writer.close()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                pass
+            await self._process.wait()
+
+    async def close(self, grace_s: float = EXIT_GRACE_S) -> None:
+        """End the child and wait until it is gone; running calls get `ChildDied`."""
+        await self._end(grace_s)
+        if self._listening is not None:
+            await self._listening
+        try:
+            await self._writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key in ENVIRONMENT or key.startswith(("OMP_", "GGML_"))}
+    return kept | {"PYTHONPATH": PACKAGE_PARENT}

@@ -1,0 +1,107 @@
+"""Which file a configured model is: resolved, looked at, and named by its content, before any child is started.
+
+It owns the cheap refusals (no such file, not a GGUF, cut short), so that most bad files are turned away with a clear
+text by the daemon. Deeper faults are the child's to find: it may die of them, and nothing else does.
+
+A GGUF starts with magic, version, tensor count and key count (ggml/docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import struct
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from ..config import Model
+from ..errors import UserError
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN = {"triage-demo": "triage-demo.gguf"}
+
+HEADER = struct.Struct("<4sIQQ")
+VERSIONS = (2, 3)
+"""Version 1 files are from before August 2023; llama.cpp refuses them too."""
+COUNT_MAX = 1_000_000
+"""Tensors or metadata keys. The largest models have some thousands; absurd counts are how parsers were attacked."""
+HASH_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model this node is to serve. `threads` are settled: no zero any more."""
+
+    name: str
+    path: Path
+    size: int
+    """Bytes of the file."""
+    context: int
+    slots: int
+    threads: int
+    batch_threads: int
+    aliases: tuple[str, ...] = ()
+
+
+def resolve(model: Model) -> ModelSpec:
+    """The file behind `model` and how to run it. Raises `UserError` where it cannot be a GGUF file."""
+    path = _path_of(model.path)
+    size = check_header(path)
+    cores = os.cpu_count() or 1
+    threads = model.threads or max(1, cores // 2)
+    return ModelSpec(
+        name=model.name,
+        path=path,
+        size=size,
+        context=model.context,
+        slots=model.slots,
+        threads=threads,
+        batch_threads=max(threads, cores - 1),  # prompts are bound by arithmetic; one core stays for the daemon
+        aliases=model.aliases,
+    )
+
+
+def _path_of(text: str) -> Path:
+    if not text.startswith(BUILTIN_PREFIX):
+        return Path(text).expanduser()
+    name = text.removeprefix(BUILTIN_PREFIX)
+    if name not in BUILTIN:
+        raise UserError(f"there is no builtin model {name!r}", f"The package has: {', '.join(BUILTIN)}.")
+    return Path(str(resources.files("piclusterd.inference.demo_model") / BUILTIN[name]))
+
+
+def check_header(path: Path) -> int:
+    """The size of the GGUF file at `path` in bytes. Raises `UserError` saying what is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as fault:
+        raise UserError(f"cannot read the model file {path}", f"{fault.strerror}.") from None
+    if head[:4] != b"GGUF":
+        raise UserError(f"{path} is not a GGUF file", "It does not start with the letters GGUF.")
+    if len(head) < HEADER.size:
+        raise UserError(f"{path} is cut short", f"It has {size} bytes, less than a GGUF header.", "Fetch it again.")
+    _, version, tensors, keys = HEADER.unpack(head)
+    if version not in VERSIONS:
+        raise UserError(f"{path} has GGUF version {version}", "Versions 2 and 3 can be read.", "Convert it again.")
+    if not 0 < tensors <= COUNT_MAX or not 0 < keys <= COUNT_MAX:
+        raise UserError(
+            f"{path} is damaged", f"Its header claims {tensors} tensors and {keys} keys.", "Fetch it again."
+        )
+    return size
+
+
+async def sha256(path: Path) -> str:
+    """Hex digest of the file at `path`, read in a thread (a 2 GB model takes a Pi some 20 s)."""
+    return await asyncio.to_thread(_sha256, path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

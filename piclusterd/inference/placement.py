@@ -1,0 +1,104 @@
+"""Which node should answer: knows from gossip who serves what, and picks the node that would be done first. Pure.
+
+    members (gossip) ──▶ members_changed        choose(model, …) ──▶ Choice(node, reason) | NotFound | Unavailable
+
+Gossip is seconds old, so a burst would all run to the node that was idle a moment ago: what was sent to a node since it
+last spoke of itself counts as running there, for at most `UNSEEN_S`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import NotFound, PiclusterError, Unavailable
+from ..events import Choice
+from ..ids import NodeId
+from ..wire import Member, ModelFacts
+from .routing import predict
+
+UNSEEN_S = 3.0
+"""A request shows in a node's facts within a gossip round or two, or is over."""
+ANY_MODEL = ("", "default")
+"""Names a client sends that has no preference; the serving node replaces them by its default where it has one."""
+
+
+class Placement:
+    def __init__(self, me: NodeId) -> None:
+        self._me = me
+        self._members: tuple[Member, ...] = ()
+        self._sent: dict[NodeId, list[float]] = {}
+        """When requests were placed on a node that its facts do not show yet."""
+
+    def members_changed(self, members: Sequence[Member]) -> None:
+        """`members` is the whole list, this node included; only alive ones get requests."""
+        before = {member.node: member.facts.version for member in self._members}
+        self._members = tuple(sorted(members, key=lambda member: member.node))
+        for member in self._members:
+            if before.get(member.node) != member.facts.version:
+                self._sent.pop(member.node, None)
+
+    def choose(
+        self, model: str, embeddings: bool, prompt_tokens: int, exclude: Sequence[NodeId], now: float
+    ) -> Choice | PiclusterError:
+        """The alive node that would answer first. `exclude` have failed this request already.
+
+        Returns `NotFound`, naming the models there are, where no node of the cluster serves `model`; `Unavailable`
+        where those that do are not alive or excluded.
+        """
+        name = self._named(model)
+        serving = [(member, facts) for member in self._members for facts in _serves(member, name, embeddings)]
+        if not serving:
+            return self._not_found(model, embeddings)
+        able = [(m, facts) for m, facts in serving if m.state == "alive" and m.node not in exclude]
+        if not able:
+            return self._unavailable(name, [member for member, _ in serving], exclude)
+        ranked = sorted(
+            (self._predicted(member, facts, prompt_tokens, now), member.node != self._me, member.node, member, facts)
+            for member, facts in able
+        )
+        seconds, _, node, member, facts = ranked[0]
+        self._sent.setdefault(node, []).append(now)
+        return Choice(node, _shown(member), name, _reason(member, facts, seconds), seconds)
+
+    def models(self) -> dict[str, tuple[NodeId, ...]]:
+        """Every model an alive node serves, with the nodes that do."""
+        served: dict[str, tuple[NodeId, ...]] = {}
+        for member in self._members:
+            for facts in member.facts.models if member.state == "alive" else ():
+                served[facts.name] = (*served.get(facts.name, ()), member.node)
+        return dict(sorted(served.items()))
+
+    def _named(self, model: str) -> str:
+        """The only model there is, for a client without a preference."""
+        there = self.models()
+        return next(iter(there)) if model in ANY_MODEL and len(there) == 1 else model
+
+    def _predicted(self, member: Member, facts: ModelFacts, prompt_tokens: int, now: float) -> float:
+        recent = [at for at in self._sent.get(member.node, ()) if now - at < UNSEEN_S]
+        if member.node in self._sent:
+            self._sent[member.node] = recent
+        return predict(facts, member.facts, prompt_tokens, member.node == self._me, len(recent))
+
+    def _not_found(self, model: str, embeddings: bool) -> NotFound:
+        what = "embeds with" if embeddings else "serves"
+        there = ", ".join(self.models()) or "none"
+        return NotFound(f"no node {what} the model {model!r}.", f"There are: {there}.", param="model")
+
+    def _unavailable(self, model: str, serving: list[Member], exclude: Sequence[NodeId]) -> Unavailable:
+        state = {member.node: "failed this request" if member.node in exclude else member.state for member in serving}
+        why = ", ".join(f"{_shown(member)}: {state[member.node]}" for member in serving)
+        return Unavailable(f"no node can answer with {model!r} now", f"{why}.")
+
+
+def _serves(member: Member, model: str, embeddings: bool) -> list[ModelFacts]:
+    return [facts for facts in member.facts.models if facts.name == model and (facts.embeddings or not embeddings)][:1]
+
+
+def _shown(member: Member) -> str:
+    return member.facts.name or member.node
+
+
+def _reason(member: Member, facts: ModelFacts, seconds: float) -> str:
+    speed = f"{facts.decode_tps:.0f} tok/s" if facts.decode_tps else "not measured yet"
+    flags = f", {' '.join(member.facts.flags)}" if member.facts.flags else ""
+    return f"{_shown(member)}: {facts.busy} running, {facts.queued} queued, {speed}{flags}, predicted {seconds:.1f} s"

@@ -1,0 +1,258 @@
+"""The models this node serves: one child process each, a bounded queue before each, and what is measured of each.
+
+    start ──▶ loading ──Ready──▶ ready ──child died──▶ loading (after a backoff) …
+                 ├── the file is refused, or two deaths while loading ──▶ failed (quarantined, with the reason)
+                 └── close ──▶ stopped
+
+It owns the children and decides admission: as many requests as the model has slots are with the child, `queue_max`
+wait in order, the next is told when to come again (429). A child that dies takes its requests with it (503: another
+node may answer) and nothing else. The daemon's process never sees llama.cpp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Literal
+
+from ..errors import NotFound, Overloaded, Unavailable
+from ..wire import ModelFacts
+from .child import Child, ChildDied, LoadFault
+from .models import ModelSpec
+from .protocol import EMBED_BATCH_MAX, Delta, Done, Embedded, GenerateRequest, Ready
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "failed", "stopped"]
+
+LOADING_DEATHS_MAX = 2
+"""One death may be an accident (the OOM killer); two at the same point are the file's doing."""
+BACKOFF_S, BACKOFF_MAX_S = 0.25, 30.0
+"""Before a dead child is started again: the first and the longest pause; it doubles from death to death."""
+SMOOTHING = 0.2
+"""Weight of the newest measurement in the running averages."""
+REQUEST_S = 5.0
+"""What a request is taken to last until one has been measured, seconds."""
+
+
+class Average:
+    """Exponentially weighted running average; `value` is 0 until the first measurement."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, measured: float) -> None:
+        if measured > 0:
+            self.value += (measured - self.value) * (SMOOTHING if self.value else 1.0)
+
+
+class Served:
+    """One model: its child, kept alive by `_supervise`, and its queue."""
+
+    def __init__(self, spec: ModelSpec, queue_max: int, load_timeout_s: float, on_change: Callable[[], None]) -> None:
+        self.spec = spec
+        self.state: State = "loading"
+        self.why = ""
+        """Why it is not ready, for people."""
+        self.ready: Ready | None = None
+        self.child: Child | None = None
+        self.busy = self.queued = 0
+        self.prefill, self.decode, self.lasted = Average(), Average(), Average()
+        self._queue_max = queue_max
+        self._load_timeout_s = load_timeout_s
+        self._on_change = on_change
+        self._turn = asyncio.Semaphore(spec.slots)  # first come, first served
+        self._changed = asyncio.Event()
+        self._deaths = 0
+        self._task = asyncio.create_task(self._supervise(), name=f"model {spec.name}")
+
+    async def settled(self) -> State:
+        """The state, once it is no longer loading."""
+        while self.state == "loading":
+            self._changed.clear()
+            await self._changed.wait()
+        return self.state
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._become("stopped", "The node is shutting down.")
+
+    def _become(self, state: State, why: str = "") -> None:
+        self.state, self.why = state, why
+        self._changed.set()
+        self._on_change()
+
+    async def _supervise(self) -> None:
+        loading_deaths = 0
+        while True:
+            try:
+                self.child, self.ready = await Child.start(self.spec, self._load_timeout_s)
+            except LoadFault as fault:
+                self._give_up(str(fault))
+                return
+            except ChildDied as fault:
+                loading_deaths += 1
+                if loading_deaths >= LOADING_DEATHS_MAX:
+                    self._give_up(f"{fault} That was the {loading_deaths}. time: the file is not tried again.")
+                    return
+                await self._back_off(fault)
+                continue
+            loading_deaths = 0
+            self._become("ready")
+            await self._back_off(await self._watch(self.child))
+
+    async def _watch(self, child: Child) -> ChildDied:
+        try:
+            return await child.died()
+        finally:
+            await child.close()
+
+    def _give_up(self, why: str) -> None:
+        log.error("model %s: %s", self.spec.name, why)
+        self._become("failed", why)
+
+    async def _back_off(self, fault: ChildDied) -> None:
+        log.warning("model %s: %s", self.spec.name, fault)
+        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2**self._deaths) * random.uniform(0.5, 1.0)
+        self._deaths += 1
+        self._become("loading", str(fault))
+        await asyncio.sleep(pause)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Child]:
+        """The child, once it is this caller's turn.
+
+        Raises `Overloaded` where the queue is full, `Unavailable` where the model is not ready.
+        """
+        self._check_ready()
+        if self._turn.locked() and self.queued >= self._queue_max:
+            raise Overloaded(
+                f"{self.spec.name} has {self.queued} requests waiting",
+                "The queue is full.",
+                retry_after_s=self.wait_s(),
+            )
+        with self._counted("queued"):
+            await self._turn.acquire()
+        began = time.monotonic()
+        try:
+            with self._counted("busy"):
+                yield self._check_ready()
+            self._deaths = 0  # it finished something: the next death is a new story
+            self.lasted.add(time.monotonic() - began)
+        finally:
+            self._turn.release()
+
+    def _check_ready(self) -> Child:
+        if self.state != "ready" or self.child is None:
+            raise Unavailable(f"{self.spec.name} is {self.state} on this node", self.why)
+        return self.child
+
+    @contextmanager
+    def _counted(self, what: Literal["busy", "queued"]) -> Iterator[None]:
+        setattr(self, what, getattr(self, what) + 1)
+        self._on_change()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) - 1)
+            self._on_change()
+
+    def wait_s(self) -> float:
+        """Seconds until a request that came now would get its turn, by the average so far."""
+        return max(1.0, (self.queued + 1) / self.spec.slots * (self.lasted.value or REQUEST_S))
+
+    def measured(self, done: Done) -> None:
+        self.prefill.add(done.prefill_tps)
+        self.decode.add(done.decode_tps)
+
+    def facts(self, name: str) -> ModelFacts:
+        return ModelFacts(
+            name=name,
+            embeddings=self.ready is not None and self.ready.embedding_size > 0,
+            busy=self.busy,
+            queued=self.queued,
+            prefill_tps=round(self.prefill.value, 1),
+            decode_tps=round(self.decode.value, 1),
+            context=self.ready.context if self.ready is not None else 0,
+        )
+
+
+class Pool:
+    """Every model of this node. `on_change` is called, often, whenever `facts` may differ: coalesce it."""
+
+    def __init__(self, queue_max: int, load_timeout_s: float, on_change: Callable[[], None] = lambda: None) -> None:
+        self._queue_max = queue_max
+        self._load_timeout_s = load_timeout_s
+        self._on_change = on_change
+        self._served: dict[str, Served] = {}
+        self._aliases: dict[str, str] = {}
+
+    async def start(self, models: Sequence[ModelSpec]) -> None:
+        """Begin to load `models`, and return. See `states` for what becomes of them."""
+        for spec in models:
+            assert spec.name not in self._served, f"{spec.name} is served twice"
+            self._served[spec.name] = Served(spec, self._queue_max, self._load_timeout_s, self._on_change)
+            self._aliases |= dict.fromkeys(spec.aliases, spec.name)
+
+    async def close(self) -> None:
+        """End every child. Running requests get `Unavailable`."""
+        await asyncio.gather(*(served.close() for served in self._served.values()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models, ready or not, in the order of the configuration."""
+        return tuple(self._served)
+
+    def states(self) -> dict[str, tuple[State, str]]:
+        """State of each model, and why where it is not ready."""
+        return {name: (served.state, served.why) for name, served in self._served.items()}
+
+    async def settled(self, model: str) -> State:
+        """The state of `model` once it is no longer loading."""
+        return await self._of(model).settled()
+
+    def pid(self, model: str) -> int | None:
+        """Process id of the child of `model`, for the metrics of the board."""
+        served = self._of(model)
+        return served.child.pid if served.child is not None and served.state == "ready" else None
+
+    def facts(self) -> tuple[ModelFacts, ...]:
+        """What may be gossiped: each model that is ready, by its name and again by each alias."""
+        ready = [served for served in self._served.values() if served.state == "ready"]
+        return tuple(served.facts(name) for served in ready for name in (served.spec.name, *served.spec.aliases))
+
+    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[Delta | Done, None]:
+        """The answer as it comes; closing the generator cancels it and frees its slot within a step.
+
+        Raises `NotFound`, `Overloaded`, `Unavailable` (not ready, or the child died) or the child's `UserError`.
+        """
+        served = self._of(model)
+        async with served.turn() as child, aclosing(child.generate(request)) as answer:
+            async for frame in answer:
+                if isinstance(frame, Done):
+                    served.measured(frame)
+                yield frame
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """One vector a text. Raises as `generate` does."""
+        served = self._of(model)
+        vectors: list[bytes] = []
+        tokens = 0
+        async with served.turn() as child:
+            for at in range(0, len(texts), EMBED_BATCH_MAX):
+                part = await child.embed(tuple(texts[at : at + EMBED_BATCH_MAX]))
+                vectors += part.vectors
+                tokens += part.tokens
+        return Embedded(0, tuple(vectors), tokens)
+
+    def _of(self, model: str) -> Served:
+        served = self._served.get(self._aliases.get(model, model))
+        if served is None:
+            there = ", ".join(self._served) or "none"
+            raise NotFound(f"this node has no model {model!r}", f"It has: {there}.", param="model")
+        return served

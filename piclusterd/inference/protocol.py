@@ -1,0 +1,234 @@
+"""What the pool and a model's child process say to each other, and what nodes relay of it.
+
+    pool ──Load──▶ child ──Ready | LoadFailed──▶ pool
+    pool ──Generate(id)──▶ child ──Delta(id)*, Done(id) | Failed(id)──▶ pool        pool ──Cancel(id)──▶ child
+    pool ──Embed(id)──▶ child ──Embedded(id) | Failed(id)──▶ pool
+
+On the Unix socket each frame is a little-endian uint32 length and a msgpack array `[tag, field, ...]`; peers get the
+same arrays as the messages of a stream (`GenerateRequest` or `EmbedRequest` there, the answers of the child back).
+The child handles hostile model files and hostile prompts, so the pool decodes what it says under caps and validates it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import msgpack
+import msgspec
+from msgspec import Meta
+
+from ..errors import Broken, NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
+from ..wire import Dropped, unpack
+
+FRAME_BYTES_MAX = 8 * 1024 * 1024
+"""A request (the API takes 1 MiB bodies) or 64 embeddings of 8192 numbers (2 MiB), with room to spare."""
+PROMPT_CHARS_MAX = 1024 * 1024
+"""Longer than any context a Pi can hold; past it, tokenising alone would stall the other requests."""
+MESSAGES_MAX = 1024
+"""Of one chat: far more turns than fit any context here."""
+STOPS_MAX = 16
+"""OpenAI allows 4, llama.cpp's clients use a few more; each is searched for at every token."""
+EMBED_BATCH_MAX = 64
+"""Texts in one frame; the pool splits longer lists, so that generation gets its turn in between."""
+
+LENGTH_BYTES = 4
+"""Bytes of the length before each frame."""
+
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """Base of everything below. Field order is the wire format: append only, with a default."""
+
+
+class ChatMessage(Frame, frozen=True):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class GenerateRequest(Frame, frozen=True):
+    """One completion: of a chat where `messages` is not empty, else of the raw text `prompt`.
+
+    `max_tokens` 0 means: until the context is full. `temperature` 0 is greedy. `json_schema` is JSON text; when set,
+    the answer is JSON that conforms to it (within what grammars can express).
+    """
+
+    model: Annotated[str, Meta(max_length=256)] = ""
+    messages: Annotated[tuple[ChatMessage, ...], Meta(max_length=MESSAGES_MAX)] = ()
+    prompt: Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)] = ""
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    temperature: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.8
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 40
+    top_p: Fraction = 0.95
+    min_p: Fraction = 0.05
+    repeat_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
+    stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=STOPS_MAX)] = ()
+    json_schema: str = ""
+
+    @property
+    def text_length(self) -> int:
+        """Characters of the prompt, whatever its form."""
+        return len(self.prompt) + sum(len(message.content) for message in self.messages)
+
+
+class EmbedRequest(Frame, frozen=True):
+    model: Annotated[str, Meta(max_length=256)]
+    texts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2048)]
+
+
+# pool → child ----------------------------------------------------------------------------------------------------
+class Load(Frame, frozen=True, tag="load"):
+    """`context` tokens over all `slots`; `threads` decode, `batch_threads` read prompts."""
+
+    path: str
+    context: int
+    slots: int
+    threads: int
+    batch_threads: int
+
+
+class Generate(Frame, frozen=True, tag="generate"):
+    id: int
+    request: GenerateRequest
+
+
+class Cancel(Frame, frozen=True, tag="cancel"):
+    id: int
+
+
+class Embed(Frame, frozen=True, tag="embed"):
+    id: int
+    texts: Annotated[tuple[str, ...], Meta(max_length=EMBED_BATCH_MAX)]
+
+
+# child → pool ----------------------------------------------------------------------------------------------------
+class Ready(Frame, frozen=True, tag="ready"):
+    """The model is loaded. `context` is the longest prompt plus answer of one request, in tokens."""
+
+    context: int
+    embedding_size: int
+    description: str
+    name: str
+    template_sha256: str
+    """Of the file's chat template; empty where it has none and ChatML is used."""
+
+
+class LoadFailed(Frame, frozen=True, tag="load-failed"):
+    why: str
+
+
+class Delta(Frame, frozen=True, tag="delta"):
+    id: int
+    text: str
+    tokens: int
+
+
+class Done(Frame, frozen=True, tag="done"):
+    """The end of an answer. Rates are of this request, tokens per second; 0 where too short to tell."""
+
+    id: int
+    reason: Literal["stop", "length", "cancelled"]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    prefill_tps: float = 0.0
+    decode_tps: float = 0.0
+
+
+class Embedded(Frame, frozen=True, tag="embedded"):
+    """One vector a text, in order: little-endian float32, of length 1. `tokens` counts those of all texts."""
+
+    id: int
+    vectors: tuple[bytes, ...]
+    tokens: int
+
+
+class Failed(Frame, frozen=True, tag="failed"):
+    """A `PiclusterError` on its way to the caller."""
+
+    id: int
+    status: int
+    what: str
+    why: str = ""
+    fix: str = ""
+    param: str | None = None
+    retry_after_s: float = 0.0
+
+
+ToChild = Load | Generate | Cancel | Embed
+FromChild = Ready | LoadFailed | Delta | Done | Embedded | Failed
+Answer = Delta | Done | Embedded | Failed
+"""What a peer sends back for a relayed request."""
+
+
+def encode(frame: Frame) -> bytes:
+    """`frame` as msgpack, without the length."""
+    packed: bytes = msgpack.packb(msgspec.to_builtins(frame, builtin_types=(bytes,)))
+    return packed
+
+
+def decode(data: bytes, kind: Any) -> Any | Dropped:
+    """`data` as one of the frames in `kind` (a struct or a union of tagged ones), or why it is none. Never raises."""
+    raw = unpack(data, FRAME_BYTES_MAX)
+    if isinstance(raw, Dropped):
+        return raw
+    try:
+        frame = msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as fault:
+        return Dropped(f"not a frame: {fault}")
+    request = frame.request if isinstance(frame, Generate) else frame
+    if isinstance(request, GenerateRequest) and not _finite(request):
+        return Dropped("not a frame: a sampling parameter is not a finite number")
+    return frame
+
+
+def framed(frame: Frame) -> bytes:
+    """`frame` as it goes on the socket."""
+    body = encode(frame)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+def _finite(request: GenerateRequest) -> bool:
+    # NaN passes every `ge` and `le`: comparisons with it are false.
+    return all(
+        math.isfinite(value)
+        for value in (
+            request.temperature, request.top_p, request.min_p,
+            request.repeat_penalty, request.frequency_penalty, request.presence_penalty,
+        )
+    )  # fmt: skip
+
+
+def failed(request_id: int, fault: PiclusterError) -> Failed:
+    """`fault` as a frame; `raised` is its inverse."""
+    return Failed(
+        request_id,
+        fault.status,
+        fault.what,
+        fault.why,
+        fault.fix,
+        getattr(fault, "param", None),
+        getattr(fault, "retry_after_s", 0.0),
+    )
+
+
+def raised(frame: Failed) -> PiclusterError:
+    """The error that `frame` stands for."""
+    match frame.status:
+        case 429:
+            return Overloaded(frame.what, frame.why, frame.fix, frame.retry_after_s)
+        case 503:
+            return Unavailable(frame.what, frame.why, frame.fix, frame.retry_after_s)
+        case 404:
+            return NotFound(frame.what, frame.why, frame.fix, frame.param)
+        case 403:
+            return Refused(frame.what, frame.why, frame.fix, frame.param)
+        case 400:
+            return UserError(frame.what, frame.why, frame.fix, frame.param)
+        case _:
+            return Broken(frame.what, frame.why, frame.fix)

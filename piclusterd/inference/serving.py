@@ -1,0 +1,222 @@
+"""Any node answers: a request goes to the node that would be done first, and to another if that one fails.
+
+    generate ──who?──▶ Choice ──me──▶ pool ─┐
+        ▲                └──peer──▶ relay ──┴──▶ first frame ──▶ Started, Delta*, Done
+        └──── failed before the first frame: exclude that node, at most 2 more ────┘
+
+    peer ──"generate" | "embed"──▶ answer_peer ──▶ pool only (one hop: a relayed request is never relayed again)
+
+Nothing is retried once a part of the answer is out: the caller has seen it. Faults of the request itself (400) are not
+retried either: another node would say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ..errors import Broken, PiclusterError, Unavailable, UserError
+from ..events import Choice
+from ..ids import NodeId
+from ..wire import Dropped
+from .openai_body import ChatBody, chat_request, parse
+from .placement import ANY_MODEL
+from .pool import Pool
+from .protocol import (
+    Answer,
+    Delta,
+    Done,
+    Embedded,
+    EmbedRequest,
+    Failed,
+    GenerateRequest,
+    decode,
+    encode,
+    failed,
+    raised,
+)
+
+ATTEMPTS_MAX = 3
+"""Nodes tried for one request: past two failures the cluster has a fault that a fourth node will not hide."""
+CHARS_PER_TOKEN = 4
+"""English in common vocabularies; for predictions only, the engine counts exactly."""
+RETRYABLE = (Unavailable, Broken, OSError, TimeoutError)
+"""Faults of a node or of the way to it."""
+
+Who = Callable[[str, bool, int, tuple[NodeId, ...]], Awaitable[Choice]]
+"""(model, embeddings, prompt tokens, exclude) → where. Raises the `PiclusterError` where nobody can."""
+
+Relay = Callable[[NodeId, str, bytes], AsyncGenerator[bytes, None]]
+"""(peer, "generate" | "embed", body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way
+breaks. Closing the generator cancels the request over there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first item of an answer: who gives it, and why."""
+
+    choice: Choice
+
+
+class Serving:
+    """`default_model` is for requests that name no model; empty: the pool's first, else the cluster's only one."""
+
+    def __init__(self, me: NodeId, pool: Pool, who: Who, relay: Relay, default_model: str = "") -> None:
+        self._me = me
+        self._pool = pool
+        self._who = who
+        self._relay = relay
+        self._default = default_model
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Started | Delta | Done, None]:
+        """`Started`, then the answer. Closing the generator cancels it wherever it runs.
+
+        Raises `UserError` (the request), `NotFound` (the model), `Overloaded` or `Unavailable` (no node can now, or the
+        one that answered is gone).
+        """
+        tokens = request.text_length // CHARS_PER_TOKEN
+        attempts = _Attempts(self._who, self._named(request.model), False, tokens)
+        while True:
+            choice = await attempts.next()
+            async with aclosing(self._answers(choice, request)) as answers:
+                try:
+                    first = await anext(answers)
+                except RETRYABLE as fault:
+                    attempts.failed(choice, fault)
+                    continue
+                yield Started(choice)
+                yield first
+                async for frame in answers:
+                    yield frame
+                return
+
+    async def embed(self, request: EmbedRequest) -> tuple[Choice, Embedded]:
+        """One vector a text, and who made them. Raises as `generate` does."""
+        tokens = sum(map(len, request.texts)) // CHARS_PER_TOKEN
+        attempts = _Attempts(self._who, self._named(request.model), True, tokens)
+        while True:
+            choice = await attempts.next()
+            try:
+                if choice.node == self._me:
+                    return choice, await self._pool.embed(choice.model, request.texts)
+                return choice, await self._embedded_by(choice, request)
+            except RETRYABLE as fault:
+                attempts.failed(choice, fault)
+
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to an OpenAI chat `body` as `{"text", "model", "node"}` (a workflow's `AskModel`)."""
+        text = ""
+        choice: Choice | None = None
+        async with aclosing(self.generate(chat_request(parse(body, ChatBody)))) as answer:
+            async for item in answer:
+                match item:
+                    case Started(choice=choice):
+                        pass
+                    case Delta(text=part):
+                        text += part
+                    case Done():
+                        pass
+        assert choice is not None, "an answer starts with Started"
+        return {"text": text, "model": choice.model, "node": choice.node}
+
+    async def answer_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        """The messages that answer `peer`'s relayed request; a `PiclusterError` is the last of them, never raised."""
+        try:
+            async with aclosing(self._answer_locally(name, body)) as answers:
+                async for frame in answers:
+                    yield encode(frame)
+        except PiclusterError as fault:
+            yield encode(failed(0, fault))
+
+    async def _answer_locally(self, name: str, body: bytes) -> AsyncGenerator[Delta | Done | Embedded, None]:
+        kind = {"generate": GenerateRequest, "embed": EmbedRequest}.get(name)
+        request = Dropped(f"unknown request {name!r}") if kind is None else decode(body, kind)
+        match request:
+            case Dropped(reason=reason):
+                raise UserError("the relayed request is not valid", reason)
+            case GenerateRequest():
+                async with aclosing(self._pool.generate(request.model, request)) as answers:
+                    async for frame in answers:
+                        yield frame
+            case _:
+                assert isinstance(request, EmbedRequest)
+                embedded = await self._pool.embed(request.model, request.texts)
+                share, rest = divmod(embedded.tokens, len(embedded.vectors))
+                for number, vector in enumerate(embedded.vectors):  # one a message: they stay small
+                    yield Embedded(0, (vector,), share + (rest if number == 0 else 0))
+
+    def _named(self, model: str) -> str:
+        if model not in ANY_MODEL:
+            return model
+        return self._default or next(iter(self._pool.names), model)
+
+    async def _answers(self, choice: Choice, request: GenerateRequest) -> AsyncGenerator[Delta | Done, None]:
+        named = msgspec.structs.replace(request, model=choice.model)
+        if choice.node == self._me:
+            async with aclosing(self._pool.generate(choice.model, named)) as frames:
+                async for frame in frames:
+                    yield frame
+            return
+        async with aclosing(self._relayed(choice, "generate", encode(named))) as answers:
+            async for answer in answers:
+                if not isinstance(answer, Delta | Done):
+                    raise Broken(f"{choice.name} answered a completion with something else")
+                yield answer
+                if isinstance(answer, Done):
+                    return
+        raise Unavailable(f"{choice.name} stopped in the middle of its answer")
+
+    async def _embedded_by(self, choice: Choice, request: EmbedRequest) -> Embedded:
+        vectors: list[bytes] = []
+        tokens = 0
+        body = encode(EmbedRequest(choice.model, request.texts))
+        async with aclosing(self._relayed(choice, "embed", body)) as answers:
+            async for answer in answers:
+                if not isinstance(answer, Embedded):
+                    raise Broken(f"{choice.name} answered embeddings with something else")
+                vectors += answer.vectors
+                tokens += answer.tokens
+        if len(vectors) != len(request.texts):
+            raise Unavailable(f"{choice.name} stopped in the middle of its answer")
+        return Embedded(0, tuple(vectors), tokens)
+
+    async def _relayed(self, choice: Choice, name: str, body: bytes) -> AsyncGenerator[Answer, None]:
+        async with aclosing(self._relay(choice.node, name, body)) as messages:
+            async for message in messages:
+                frame: Answer | Dropped = decode(message, Answer)
+                if isinstance(frame, Dropped):
+                    raise Broken(f"{choice.name} answered nonsense", frame.reason)
+                if isinstance(frame, Failed):
+                    raise raised(frame)
+                yield frame
+
+
+class _Attempts:
+    """The nodes tried for one request so far."""
+
+    def __init__(self, who: Who, model: str, embeddings: bool, tokens: int) -> None:
+        self._who = who
+        self._asked = (model, embeddings, tokens)
+        self._excluded: tuple[NodeId, ...] = ()
+        self._fault: PiclusterError | None = None
+
+    async def next(self) -> Choice:
+        """The next node to try. Raises the newest node's fault where no other is left: it says more than "nobody"."""
+        if self._fault is not None and len(self._excluded) >= ATTEMPTS_MAX:
+            raise self._fault
+        try:
+            return await self._who(*self._asked, self._excluded)
+        except PiclusterError:
+            if self._fault is not None:
+                raise self._fault from None
+            raise
+
+    def failed(self, choice: Choice, fault: BaseException) -> None:
+        self._excluded = (*self._excluded, choice.node)
+        if not isinstance(fault, PiclusterError):
+            fault = Unavailable(f"{choice.name} cannot be reached", f"{fault}.")
+        self._fault = fault

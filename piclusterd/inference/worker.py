@@ -1,0 +1,161 @@
+"""The child process of one model: `python -m piclusterd.inference.worker --fd N`.
+
+    socket ──Load──▶ engine loaded ──Ready──▶ socket
+    ┌─▶ frames waiting? ──submit, cancel──▶ engine.step() ──Delta, Done, …──▶ socket ─┐
+    └─────────────────────────────────────────────────────────────────────────────────┘
+
+One thread alternates between socket and engine, and blocks on the socket when the engine is idle. It has no network, no
+secrets and no state worth keeping: whatever goes wrong in the C++ below it ends this process and nothing else. It ends
+when the socket closes, and the kernel ends it when the daemon dies without closing anything (PR_SET_PDEATHSIG).
+It volunteers for the OOM killer and yields the processor to the daemon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import PiclusterError
+from ..wire import Dropped
+from .models import check_header
+from .protocol import (
+    FRAME_BYTES_MAX,
+    LENGTH_BYTES,
+    Cancel,
+    Embed,
+    Frame,
+    Generate,
+    Load,
+    LoadFailed,
+    ToChild,
+    decode,
+    failed,
+    framed,
+)
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OOM_SCORE_ADJ = 500
+"""Of at most 1000: when memory runs out, a model goes before the daemon that can start it again."""
+NICENESS = 5
+"""Heartbeats and acks must not wait for matrix products."""
+SUBMIT_DEADLINE_S = 15
+"""For template, tokeniser and grammar of one request. A chat template can compute for ever, and inside one C call no
+handler would run: the alarm is left at its default, which ends the process."""
+READ_BYTES = 256 * 1024
+
+
+class Channel:
+    """Frames over the blocking socket to the pool."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+        self.closed = False
+
+    def send(self, *frames: Frame) -> None:
+        self._socket.sendall(b"".join(map(framed, frames)))
+
+    def receive(self, wait: bool) -> list[ToChild]:
+        """The frames that have come; with `wait`, at least some bytes are waited for."""
+        readable, _, _ = select.select([self._socket], [], [], None if wait else 0)
+        if readable:
+            data = self._socket.recv(READ_BYTES)
+            self.closed = not data
+            self._buffer += data
+        return list(self._whole_frames())
+
+    def _whole_frames(self) -> list[ToChild]:
+        frames = []
+        while len(self._buffer) >= LENGTH_BYTES:
+            end = LENGTH_BYTES + int.from_bytes(self._buffer[:LENGTH_BYTES], "little")
+            assert end <= LENGTH_BYTES + FRAME_BYTES_MAX, "the pool keeps to the cap"
+            if len(self._buffer) < end:
+                break
+            frame = decode(bytes(self._buffer[LENGTH_BYTES:end]), ToChild)
+            assert not isinstance(frame, Dropped), f"the pool speaks the protocol: {frame}"
+            frames.append(frame)
+            del self._buffer[:end]
+        return frames
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="piclusterd.inference.worker")
+    parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the pool")
+    arguments = parser.parse_args(argv)
+    _settle_in()
+    with socket.socket(fileno=arguments.fd) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        serve(Channel(sock))
+
+
+def _settle_in() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+        os.nice(NICENESS)
+    except OSError:
+        pass  # some containers forbid it; both are courtesies
+
+
+def serve(channel: Channel) -> None:
+    """Load the one model, then answer until the pool closes the socket."""
+    load = _first_frame(channel)
+    if load is None:
+        return
+    try:
+        check_header(Path(load.path))  # before the import below: it takes a second on a Pi
+        from .engine import Engine
+
+        engine = Engine(load)
+    except PiclusterError as fault:
+        channel.send(LoadFailed(str(fault)))
+        return
+    except ImportError as fault:
+        channel.send(LoadFailed(f"llama.cpp is not installed ({fault}). Install piclusterd[llama]."))
+        return
+    channel.send(engine.ready())
+    while not channel.closed:
+        for frame in channel.receive(wait=not engine.busy):
+            _handle(frame, engine, channel)
+        channel.send(*engine.step())
+    engine.close()
+
+
+def _first_frame(channel: Channel) -> Load | None:
+    while not channel.closed:
+        for frame in channel.receive(wait=True):
+            assert isinstance(frame, Load), "the pool loads first"
+            return frame
+    return None
+
+
+def _handle(frame: ToChild, engine: Engine, channel: Channel) -> None:
+    assert not isinstance(frame, Load), "a child loads once"
+    signal.alarm(SUBMIT_DEADLINE_S)
+    try:
+        match frame:
+            case Generate(id=number, request=request):
+                engine.submit(number, request)
+            case Embed(id=number, texts=texts):
+                engine.submit_embed(number, texts)
+            case Cancel(id=number):
+                engine.cancel(number)
+    except PiclusterError as fault:
+        channel.send(failed(frame.id, fault))
+    finally:
+        signal.alarm(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

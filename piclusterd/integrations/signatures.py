@@ -1,0 +1,130 @@
+"""Who sent this webhook, and have we had it before? Two pure functions over raw bytes.
+
+    provider ──signed body──► hub (verifies, judges freshness) ──► cluster: verify() AGAIN, dedupe_key()
+
+The hub is a rented machine: the cluster believes the provider's signature, not the hub's word. It must never apply
+a freshness window of its own, since a hook may rightly arrive after a day of outage; what protects it from replays
+is the dedupe key.
+
+Refuses: sources it does not know, signatures that are not 64 hex digits, empty secrets (an unset environment
+variable must never become a key that anybody can guess).
+
+Facts (research/integrations.md 1.1, 2.1, 3):
+
+    Linear   Linear-Signature:     <hex>            HMAC-SHA256 of the raw body
+    GitHub   X-Hub-Signature-256:  sha256=<hex>     X-GitHub-Delivery is NOT signed
+    Notion   X-Notion-Signature:   sha256=<hex>     retries change `attempt_number`, so the body differs: key on `id`
+"""
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+ID_MAX = 200  # characters of a delivery id; GUIDs have 36, and the key is stored and gossiped
+
+_HEX_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_PLAIN = re.compile(rf"[\x20-\x7e]{{1,{ID_MAX}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """How one provider signs: its header (lower case), the prefix before the hex digits, its delivery-id header."""
+
+    signature: str
+    prefix: str
+    delivery: str | None
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    "linear": Provider("linear-signature", "", "linear-delivery"),
+    "github": Provider("x-hub-signature-256", "sha256=", "x-github-delivery"),
+    "notion": Provider("x-notion-signature", "sha256=", None),
+}
+
+
+class Verdict(Enum):
+    """The outcome of `verify`; the value is the reason in words. Only `OK` may be acted on."""
+
+    OK = "the signature matches"
+    UNKNOWN_SOURCE = "the source is none of linear, github, notion"
+    NO_SECRET = "no secret is configured for this source"
+    MISSING = "the signature header is missing"
+    MALFORMED = "the signature is not 64 hex digits behind its prefix"
+    MISMATCH = "the signature was made with another secret or over another body"
+
+    @property
+    def ok(self) -> bool:
+        """True for `OK` alone."""
+        return self is Verdict.OK
+
+
+def verify(source: str, headers: Mapping[str, str], body: bytes, secrets: Iterable[str]) -> Verdict:
+    """Check the provider's HMAC over the raw `body` against each active secret (two during a rotation).
+
+    Header names match in any case. The comparison takes the same time whichever secret matches, or none.
+    """
+    provider = PROVIDERS.get(source)
+    if provider is None:
+        return Verdict.UNKNOWN_SOURCE
+    active = [secret for secret in secrets if secret]
+    if not active:
+        return Verdict.NO_SECRET
+    given = header(headers, provider.signature)
+    if given is None:
+        return Verdict.MISSING
+    digits = given.removeprefix(provider.prefix)
+    if not given.startswith(provider.prefix) or not _HEX_DIGEST.fullmatch(digits):
+        return Verdict.MALFORMED
+    mac = bytes.fromhex(digits)
+    matches = [hmac.compare_digest(digest(secret, body), mac) for secret in active]  # a list: no early exit
+    return Verdict.OK if any(matches) else Verdict.MISMATCH
+
+
+def digest(secret: str, body: bytes) -> bytes:
+    """HMAC-SHA256, 32 bytes."""
+    return hmac.new(secret.encode(), body, hashlib.sha256).digest()
+
+
+def dedupe_key(source: str, headers: Mapping[str, str], body: bytes) -> str:
+    """The key under which one event is the same event again, however often it is sent.
+
+    Signed content decides: the hash of the body, or Notion's signed `id`. GitHub's unsigned GUID is added so that two
+    events with equal bodies (two identical `repository_dispatch`es) stay two; a redelivery repeats the GUID.
+    """
+    delivery = delivery_id(source, headers, body)
+    if source == "notion" and delivery:
+        return f"notion:{delivery}"
+    hashed = hashlib.sha256(body).hexdigest()
+    return f"github:{delivery}:{hashed}" if source == "github" else f"{source}:{hashed}"
+
+
+def delivery_id(source: str, headers: Mapping[str, str], body: bytes) -> str:
+    """The provider's own id of the delivery, or "" when it is absent, too long or not printable ASCII."""
+    provider = PROVIDERS.get(source)
+    if provider is None:
+        return ""
+    found = body_object(body).get("id") if provider.delivery is None else header(headers, provider.delivery)
+    return found if isinstance(found, str) and _PLAIN.fullmatch(found) else ""
+
+
+def header(headers: Mapping[str, str], name: str) -> str | None:
+    """The value of a header whose `name` is given in lower case, in whatever case it was sent."""
+    return next((value for key, value in headers.items() if key.lower() == name), None)
+
+
+def body_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object, {} for anything else. As strict as a browser's JSON.parse: no NaN, UTF-8 only."""
+    try:
+        value = json.loads(body.decode("utf-8-sig", "replace"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,164 @@
+"""Who lacks what: version vectors and pull.
+
+Owns this node's heads (how far each log is durable here) and the digest of them. Refuses to push: whoever lacks entries
+asks for them, one request in flight a peer, so a slow board is never flooded. Because a log is contiguous the
+vector *is* the exact difference, in one round trip; no Merkle tree is needed.
+
+    Ping/Ack(digest) ≠ mine ──▶ Held(my heads) ──▶ peer: Want(spans) ──▶ Read ──▶ Batch ──▶ Store ──▶ again
+
+Invariants: heads only grow, and only on `Appended` and `Stored`. A digest is compared, never trusted.
+Sources: Corrosion's sync state (heads and needs); Scuttlebutt (van Renesse 2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ..events import (
+    Appended,
+    DeadlineReached,
+    EntriesRead,
+    Event,
+    LedgerAlarm,
+    LedgerGrew,
+    LinkDown,
+    LinkUp,
+    Output,
+    Read,
+    Received,
+    Send,
+    Store,
+    Stored,
+    Token,
+)
+from ..ids import LogId, NodeId, Term
+from ..wire import Ack, Batch, Head, Held, Ping, Span, Want
+from .entry import digest
+
+WANT_TIMEOUT_S = 5.0
+"""A Want unanswered for this long is asked again, of whoever has it then."""
+SPANS_MAX = 64
+"""Spans in one Want; the rest is asked for when this batch has been stored."""
+READS_MAX = 4
+"""Reads under way for peers; further Wants are dropped and asked again after WANT_TIMEOUT_S."""
+
+
+def lacking(mine: dict[LogId, int], theirs: Iterable[Head]) -> tuple[Span, ...]:
+    """What `theirs` holds and `mine` does not."""
+    spans = (
+        Span(head.origin, head.epoch, mine.get(head.log, 0) + 1, head.seq)
+        for head in theirs
+        if head.seq > mine.get(head.log, 0)
+    )
+    return tuple(sorted(spans))
+
+
+class Reconcile:
+    def __init__(self, heads: Iterable[Head], sync_s: float, tokens: Iterator[Token]) -> None:
+        self.held: dict[LogId, int] = {head.log: head.seq for head in heads}
+        self.digest = digest(self.heads())
+        self._sync_s = sync_s
+        self._term: Term = 0
+        self._wants: dict[NodeId, float] = {}
+        """Peer → when its answer is overdue."""
+        self._offered: dict[NodeId, float] = {}
+        """Peer → when heads were last offered to it."""
+        self._theirs: dict[NodeId, tuple[Head, ...]] = {}
+        """Peer → the heads it last told us, until we hold them too."""
+        self._links: dict[NodeId, None] = {}
+        self._reads: dict[Token, NodeId] = {}
+        self._stores: dict[Token, NodeId] = {}
+        self._tokens = tokens
+
+    # looks ---------------------------------------------------------------------------------------------------
+    def heads(self) -> tuple[Head, ...]:
+        return tuple(Head(log.origin, log.epoch, seq) for log, seq in sorted(self.held.items()))
+
+    def deadline(self) -> float:
+        return min(self._wants.values(), default=float("inf"))
+
+    # events --------------------------------------------------------------------------------------------------
+    def handle(self, event: Event, now: float, term: Term) -> list[Output]:
+        """`term` is the election's, by now durable or held back with what it goes into."""
+        self._term = term
+        match event:
+            case Received(sender, Ping() | Ack() as message):
+                return self._compare(sender, message.digest, now)
+            case Received(sender, Held(_, _, heads)) if heads is not None:
+                return self._on_held(sender, heads, now)
+            case Received(sender, Want(spans)):
+                return self._on_want(sender, spans)
+            case Received(sender, Batch(entries)):
+                token = next(self._tokens)
+                self._stores[token] = sender
+                return [Store(token, entries)]
+            case EntriesRead(token, entries) if token in self._reads:
+                return [Send(self._reads.pop(token), Batch(entries))]
+            case Appended(_, _, facts):
+                return self._grow([Head(*f.log, f.seq) for f in facts], [LedgerGrew(facts)])
+            case Stored():
+                return self._on_stored(event, now)
+            case LinkUp(peer):
+                self._links[peer] = None
+                return self._offer(peer, now)
+            case LinkDown(peer):
+                for book in (self._links, self._wants, self._offered, self._theirs):
+                    book.pop(peer, None)
+                return []
+            case DeadlineReached():
+                return self._overdue(now)
+            case _:
+                return []
+
+    def _compare(self, peer: NodeId, theirs: bytes, now: float) -> list[Output]:
+        if theirs == self.digest or now - self._offered.get(peer, float("-inf")) < self._sync_s:
+            return []
+        return self._offer(peer, now)
+
+    def _offer(self, peer: NodeId, now: float) -> list[Output]:
+        self._offered[peer] = now
+        return [Send(peer, Held(self._term, self.digest, self.heads()))]
+
+    def _on_held(self, peer: NodeId, theirs: tuple[Head, ...], now: float) -> list[Output]:
+        out: list[Output] = []
+        if lacking({h.log: h.seq for h in theirs}, self.heads()):
+            out = self._compare(peer, b"", now)  # they lack something: let them know, they will ask
+        self._theirs[peer] = theirs
+        return out + self._want(peer, now)
+
+    def _want(self, peer: NodeId, now: float) -> list[Output]:
+        spans = lacking(self.held, self._theirs.get(peer, ()))[:SPANS_MAX]
+        if not spans or peer in self._wants:
+            return []
+        self._wants[peer] = now + WANT_TIMEOUT_S
+        return [Send(peer, Want(spans))]
+
+    def _on_want(self, peer: NodeId, spans: tuple[Span, ...]) -> list[Output]:
+        if len(self._reads) >= READS_MAX:
+            return []
+        token = next(self._tokens)
+        self._reads[token] = peer
+        return [Read(token, spans[:SPANS_MAX])]
+
+    def _on_stored(self, stored: Stored, now: float) -> list[Output]:
+        notes: list[Output] = [LedgerAlarm(d.reason) for d in stored.dropped]
+        if stored.facts:
+            notes.append(LedgerGrew(stored.facts))
+        out = self._grow(stored.heads, notes)
+        peer = self._stores.pop(stored.token, None)
+        if peer is not None:
+            self._wants.pop(peer, None)
+            out += self._want(peer, now) if stored.facts else []  # the rest of a long absence, batch after batch
+        return out
+
+    def _grow(self, heads: Iterable[Head], out: list[Output]) -> list[Output]:
+        for head in heads:
+            self.held[head.log] = max(head.seq, self.held.get(head.log, 0))
+        self.digest = digest(self.heads())
+        return out
+
+    def _overdue(self, now: float) -> list[Output]:
+        late = [peer for peer, due in self._wants.items() if due <= now]
+        for peer in late:
+            del self._wants[peer]
+        return [out for peer in late if peer in self._links for out in self._offer(peer, now)]

@@ -1,0 +1,227 @@
+"""When is it durable, and may this coordinator serve? The W-copies rule and the recovery barrier.
+
+Owns what each voter is known to hold in the current term, the appends that wait for copies, and the phases of a
+coordinator's life. It never chooses what to append.
+
+    Elected ─▶ recovering ──E voters' heads ⊆ mine──▶ opening ──term entry on W──▶ active ─▶ (Deposed) idle
+                                                         Append(term)       Activated
+
+    coordinator                          voter
+    Appended ──Push(term, entries)──────▶ term < mine? answer Held(mine): fenced
+             ◀─Held(term, heads)───────── Stored, then answer           (W copies → Durable)
+
+Invariants. (1) `Durable` only when W voters, this one included, said in this term that they hold it on disk.
+(2) W + E > N: whoever acknowledged shares a member with every later reporting majority, and a voter that has
+answered in term T acknowledges nothing older, so what a majority reports in T includes every acknowledged entry. A new
+coordinator therefore serves only after E voters' reported heads are all covered by its own (the recovery barrier).
+(3) A coordinator's append of an older term is never counted.
+Sources: flexible quorums (Howard et al., 2016); TigerBeetle docs/internals/vsr.md; Viewstamped Replication §4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ..events import (
+    Activated,
+    Append,
+    Appended,
+    CloseHub,
+    Deposed,
+    Durable,
+    Elected,
+    Event,
+    Fact,
+    LinkDown,
+    LinkUp,
+    Note,
+    OpenHub,
+    Output,
+    Received,
+    Record,
+    Rules,
+    Send,
+    Store,
+    Stored,
+    Token,
+)
+from ..ids import LogId, NodeId, Term
+from ..wire import Entry, Head, Heartbeat, Held, Push
+from .reconcile import Reconcile, lacking
+
+Phase = Literal["idle", "recovering", "opening", "active"]
+
+UNACKED_MAX = 4096
+"""Appends waiting for copies; beyond it, callers are refused upstream (the mailbox's tickets are fewer)."""
+
+
+def copies_needed(voters: int) -> int:
+    """W for N voters: W + E > N, and never a single copy where there is a second disk (research: quorum table)."""
+    return 1 if voters <= 1 else max(2, voters - (voters // 2 + 1) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Unacked:
+    token: Token
+    log: LogId
+    seq: int
+    facts: tuple[Fact, ...]
+
+
+class Replicate:
+    def __init__(
+        self, me: NodeId, ledger: Reconcile, rules: Rules, leader: Callable[[], NodeId | None], tokens: Iterator[Token]
+    ) -> None:
+        self.me = me
+        self.phase: Phase = "idle"
+        self._ledger = ledger
+        self._rules = rules
+        self._leader = leader
+        self._tokens = tokens
+        self._term: Term = 0
+        self._led: Term = 0
+        self._voters: tuple[NodeId, ...] = ()
+        self._held: dict[NodeId, dict[LogId, int]] = {}
+        """Voter → what it said, in the term we lead, that it holds."""
+        self._unacked: list[Unacked] = []
+        self._links: dict[NodeId, None] = {}
+        self._pushed: dict[Token, tuple[NodeId, Term]] = {}
+        self._opening: Token | None = None
+
+    # looks ---------------------------------------------------------------------------------------------------
+    @property
+    def active(self) -> bool:
+        return self.phase == "active"
+
+    def copies(self, log: LogId, seq: int) -> int:
+        """Voters known to hold entry `seq` of `log` durably, ourselves included. Only meaningful while leading."""
+        mine = self._ledger.held.get(log, 0) >= seq
+        return sum((v == self.me and mine) or self._held.get(v, {}).get(log, 0) >= seq for v in self._voters)
+
+    def is_durable(self, log: LogId, seq: int) -> bool:
+        return self.copies(log, seq) >= copies_needed(len(self._voters))
+
+    # events --------------------------------------------------------------------------------------------------
+    def handle(self, event: Event, now: float, term: Term) -> list[Output]:
+        """Comes after election and reconcile have seen the same event; `term` is the election's."""
+        self._term = term
+        match event:
+            case Received(sender, Heartbeat(beat_term, theirs)):
+                return self._on_heartbeat(sender, beat_term, theirs)
+            case Received(sender, Push(push_term, entries)):
+                return self._on_push(sender, push_term, entries)
+            case Received(sender, Held() as held):
+                return self._on_held(sender, held)
+            case Appended() if self.phase != "idle":
+                return self._on_appended(event)
+            case Stored(token):
+                return self._on_stored(token, bool(event.facts)) + self._progress()
+            case LinkUp(peer):
+                self._links[peer] = None
+                return []
+            case LinkDown(peer):
+                self._links.pop(peer, None)
+                return []
+            case _:
+                return []
+
+    def note(self, note: Note) -> list[Output]:
+        match note:
+            case Elected(term, voters):
+                self._reset("recovering", term, voters)
+                return self._progress()
+            case Deposed():
+                self._reset("idle", 0, ())
+                return [CloseHub()]
+            case _:
+                return []
+
+    # voter ---------------------------------------------------------------------------------------------------
+    def _on_heartbeat(self, sender: NodeId, beat_term: Term, theirs: bytes) -> list[Output]:
+        same = theirs == self._ledger.digest and beat_term == self._term
+        heads = None if same else self._ledger.heads()
+        return [Send(sender, Held(self._answer_in(beat_term), self._ledger.digest, heads))]
+
+    def _on_push(self, sender: NodeId, push_term: Term, entries: tuple[Entry, ...]) -> list[Output]:
+        if push_term < self._term and self._rules.term_fencing:
+            return [self._say_held(sender, self._term)]
+        token = next(self._tokens)
+        self._pushed[token] = (sender, push_term)
+        return [Store(token, entries)]
+
+    def _on_stored(self, token: Token, grew: bool) -> list[Output]:
+        pushed = self._pushed.pop(token, None)
+        if pushed is not None:
+            sender, push_term = pushed
+            return [self._say_held(sender, self._answer_in(push_term))]
+        leader = self._leader()
+        if grew and leader is not None and leader != self.me:
+            return [self._say_held(leader, self._term)]
+        return []
+
+    def _answer_in(self, asked: Term) -> Term:
+        """The fence: whoever asks in an older term learns of the newer one, and counts nothing."""
+        return self._term if self._rules.term_fencing else asked
+
+    def _say_held(self, to: NodeId, term: Term) -> Send:
+        return Send(to, Held(term, self._ledger.digest, self._ledger.heads()))
+
+    # coordinator ---------------------------------------------------------------------------------------------
+    def _on_held(self, sender: NodeId, held: Held) -> list[Output]:
+        if self.phase == "idle" or sender not in self._voters or held.term != self._led:
+            return []
+        if held.heads is not None:
+            self._learn(sender, held.heads)
+        elif held.digest == self._ledger.digest:
+            self._learn(sender, self._ledger.heads())
+        return self._progress()
+
+    def _learn(self, voter: NodeId, heads: tuple[Head, ...]) -> None:
+        """Messages may overtake each other: what a voter once said it holds, it holds."""
+        known = self._held.setdefault(voter, {})
+        for head in heads:
+            known[head.log] = max(head.seq, known.get(head.log, 0))
+
+    def _on_appended(self, appended: Appended) -> list[Output]:
+        last = appended.facts[-1]
+        self._unacked.append(Unacked(appended.token, last.log, last.seq, appended.facts))
+        push = Push(self._led, appended.entries)
+        return [*(Send(peer, push) for peer in self._links), *self._progress()]
+
+    def _progress(self) -> list[Output]:
+        """Whatever the newest knowledge allows: open the term, become active, call appends durable."""
+        if self.phase == "idle":
+            return []
+        if self.phase == "recovering":
+            return self._open() if self._recovered() or not self._rules.recovery_barrier else []
+        ready = [u for u in self._unacked if self.is_durable(u.log, u.seq)]
+        self._unacked = [u for u in self._unacked if u not in ready] if ready else self._unacked
+        out: list[Output] = []
+        for unacked in ready:
+            if unacked.token == self._opening:
+                self.phase = "active"
+                out += [Activated(self._led), OpenHub(self._led)]
+            out.append(Durable(unacked.token, unacked.facts, self.copies(unacked.log, unacked.seq)))
+        return out
+
+    def _recovered(self) -> bool:
+        """E voters, ourselves included, reported heads in this term, and we hold all of them."""
+        mine = self._ledger.held
+        covered = 1 + sum(
+            not lacking(mine, [Head(*log, seq) for log, seq in heads.items()])
+            for voter, heads in self._held.items()
+            if voter != self.me
+        )
+        return covered >= len(self._voters) // 2 + 1
+
+    def _open(self) -> list[Output]:
+        self.phase = "opening"
+        self._opening = next(self._tokens)
+        body = {"term": self._led, "coordinator": self.me, "voters": list(self._voters)}
+        return [Append(self._opening, (Record("term", body, self._led),))]
+
+    def _reset(self, phase: Phase, term: Term, voters: tuple[NodeId, ...]) -> None:
+        self.phase, self._led, self._voters = phase, term, voters
+        self._held, self._unacked, self._opening = {}, [], None

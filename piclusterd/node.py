@@ -1,0 +1,198 @@
+"""The hall: every event goes to the deciders, every effect goes out, and no policy lives here.
+
+    event ─▶ membership ─▶ election ─▶ reconcile ─▶ replicate ─▶ intake ─▶ runs ─▶ effects
+                  ▲             notes (Elected, LedgerGrew, Durable …) go round until none is left
+
+The order matters once: election sees a message first, so that the ledger's deciders answer in the newest term. And the
+hall keeps one rule for all: what depends on hard state (a term, a vote) waits here until the disk has it.
+
+Both the daemon and the simulator drive exactly this class, with `handle` and `deadline`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from .cluster.election import Election
+from .cluster.membership import Membership
+from .cluster.timings import Timings
+from .events import (
+    Answer,
+    Effect,
+    Event,
+    Fact,
+    HardState,
+    LedgerGrew,
+    Note,
+    Noted,
+    Output,
+    Rules,
+    Send,
+    Shutdown,
+    Snapshot,
+    Stopped,
+    View,
+    WhoServes,
+)
+from .ids import NodeId, Term
+from .inference.placement import Placement
+from .ledger.reconcile import Reconcile
+from .ledger.replicate import Replicate
+from .wire import Facts, Head, Heartbeat, Held, Push, RequestVote, TimeoutNow, Vote
+from .workflows.intake import Intake
+from .workflows.journal import Journal
+from .workflows.run import Runs
+from .workflows.workflow import Workflow
+
+NOTES_MAX = 10_000
+"""Notes that one event may cause; more is a loop between deciders, which is a bug."""
+HELD_BACK_MAX = 1024
+"""Messages waiting for a stalled disk; the oldest are lost, as on a bad link, and are said again by the protocols."""
+RUNS_SHOWN = 50
+INCARNATION_SHIFT = 20
+"""Boot counter << 20 leaves room for a million refutations before two lives of a node could meet."""
+
+BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
+"""Messages that promise a term or a vote: they never leave before it is durable (Raft §5.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a node starts from: its identity, and what its disk remembers."""
+
+    me: NodeId
+    cluster: str
+    facts: Facts
+    timings: Timings
+    hard: HardState = field(default_factory=HardState)
+    heads: tuple[Head, ...] = ()
+    ledger: Iterable[Fact] = ()
+    workflows: Mapping[str, Workflow] = field(default_factory=dict)
+    attempts_max: int = 8
+    rules: Rules = field(default_factory=Rules)
+
+
+class Node:
+    def __init__(self, setup: Setup, rng: Random, now: float) -> None:
+        tokens = itertools.count(1)
+        self.me = setup.me
+        self._cluster = setup.cluster
+        self._rules = setup.rules
+        self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
+        self.reconcile = Reconcile(setup.heads, setup.timings.sync_s, tokens)
+        incarnation = setup.hard.incarnation << INCARNATION_SHIFT
+        self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now)
+        self.election = Election(setup.me, setup.hard, setup.timings, rng, self._digest, now)
+        self.replicate = Replicate(setup.me, self.reconcile, setup.rules, lambda: self.election.leader, tokens)
+        self.journal = Journal()
+        self.journal.grow(setup.ledger)
+        self.intake = Intake(
+            setup.me, self.journal, setup.workflows, tokens, self._coordinator, self.replicate.is_durable
+        )
+        self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
+        self.placement = Placement(setup.me)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """What `event` causes. Order is kept; nothing is done twice; never raises on what a peer sent."""
+        outputs = deque(self._deciders(event, now))
+        effects: list[Effect] = []
+        for _ in range(NOTES_MAX):
+            if not outputs:
+                break
+            output = outputs.popleft()
+            if isinstance(output, Note):
+                effects.append(Noted(output))
+                outputs.extend(self._note(output, now))
+            else:
+                effects.append(output)
+        else:
+            raise AssertionError(f"notes without end after {event}")
+        effects += self._asked(event, now)
+        return self._hold_back(effects)
+
+    def deadline(self) -> float:
+        return min(
+            self.membership.deadline(),
+            self.election.deadline(),
+            self.reconcile.deadline(),
+            self.intake.deadline(),
+            self.runs.deadline(),
+        )
+
+    # routing -------------------------------------------------------------------------------------------------
+    def _deciders(self, event: Event, now: float) -> list[Output]:
+        out = self.membership.handle(event, now) + self.election.handle(event, now)
+        term = self.election.term
+        out += self.reconcile.handle(event, now, term if self._rules.term_fencing else 0)
+        out += self.replicate.handle(event, now, term)
+        return out + self.intake.handle(event, now) + self.runs.handle(event, now)
+
+    def _note(self, note: Note, now: float) -> list[Output]:
+        if isinstance(note, LedgerGrew):
+            self.journal.grow(note.facts)
+        return self.replicate.note(note) + self.intake.note(note) + self.runs.note(note, now)
+
+    def _asked(self, event: Event, now: float) -> list[Effect]:
+        match event:
+            case WhoServes(ticket, model, embeddings, prompt_tokens, exclude):
+                self.placement.members_changed(self.membership.alive())
+                return [Answer(ticket, self.placement.choose(model, embeddings, prompt_tokens, exclude, now))]
+            case Snapshot(ticket):
+                return [Answer(ticket, self.view(now))]
+            case Shutdown():
+                return [Stopped()]
+            case _:
+                return []
+
+    def _hold_back(self, effects: list[Effect]) -> list[Effect]:
+        if not self.election.unsaved:
+            released = list(self._waiting)
+            self._waiting.clear()
+            return [*released, *effects]
+        free: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, Send) and isinstance(effect.message, BOUND_TO_HARD_STATE):
+                self._waiting.append(effect)
+            else:
+                free.append(effect)
+        return free
+
+    # looks ---------------------------------------------------------------------------------------------------
+    def _digest(self) -> bytes:
+        return self.reconcile.digest
+
+    def _coordinator(self) -> tuple[NodeId | None, Term, bool]:
+        return self.election.leader, self.election.term, self.replicate.active
+
+    def view(self, now: float) -> View:
+        voters = self.election.voters.voters
+        members = self.membership.views(voters, now)
+        heads = self.reconcile.heads()
+        alive = sum(m.voter and m.state == "alive" for m in members)
+        return View(
+            me=self.me,
+            name=self.membership.mine.facts.name,
+            cluster=self._cluster,
+            role=self._role(),
+            term=self.election.term,
+            leader=self.election.leader,
+            voters=voters,
+            quorum=self.election.heard_voters(now) if self.election.role == "leader" else alive,
+            members=members,
+            heads=heads,
+            digest=self.reconcile.digest.hex(),
+            entries=sum(head.seq for head in heads),
+            runs=self.journal.views(RUNS_SHOWN),
+            hooks=len(self.journal.hooks),
+        )
+
+    def _role(self) -> str:
+        if self.election.role == "leader":
+            return "leader" if self.replicate.active else "recovering"
+        if self.election.role in ("pre", "candidate"):
+            return "candidate"
+        return "follower" if self.election.votes_here else "learner"

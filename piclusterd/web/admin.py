@@ -1,0 +1,136 @@
+"""The owner's doors: only on the unix socket, whose file mode says who may come in.
+
+    picluster ──/run/piclusterd/api.sock──▶ GET    /admin/view          the node's View, with health and edge
+                                            POST   /admin/tokens        {ttl_s, uses} → 201 {token, id, server, …}
+                                            GET    /admin/tokens        what is outstanding, never a secret
+                                            DELETE /admin/tokens/{id}   204, or 404
+    anybody   ──TCP──────────────────────▶  /admin/*: 403
+                                            GET    /status.json         the same as /admin/view: reading is free
+
+Owns no state: each door calls what the daemon injected. A token's secret leaves once, in the answer that made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ..errors import NotFound, Refused, UserError
+from .health import finite
+
+TTL_S_MIN, TTL_S_MAX = 60, 30 * 86400
+"""A join token lives from a minute to the length of a node's certificate."""
+USES_MAX = 64
+"""More nodes than one token should ever let in."""
+
+
+class TokenWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/tokens`."""
+
+    ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = 3600
+    uses: Annotated[int, msgspec.Meta(ge=1, le=USES_MAX)] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMade:
+    """The one time the secret is shown. `server` is the `host:port` to join at."""
+
+    token: str
+    id: str
+    server: str
+    expires_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLine:
+    """An outstanding token, without its secret. `expires_s` from now; `uses` left."""
+
+    id: str
+    expires_s: int
+    uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdminDoors:
+    """What the daemon lets its owner do."""
+
+    create_token: Callable[[TokenWish], Awaitable[TokenMade]]
+    list_tokens: Callable[[], Awaitable[Sequence[TokenLine]]]
+    revoke_token: Callable[[str], Awaitable[bool]]
+    """False where there is no such token."""
+
+
+def as_json(value: object) -> Any:
+    """`value` as what JSON can say; records become objects keyed by their field names, whatever they look like
+    on the wire."""
+    if isinstance(value, msgspec.Struct):
+        return {name: as_json(getattr(value, name)) for name in value.__struct_fields__}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: as_json(part) for name, part in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(part) for part in value]
+    return finite(value) if isinstance(value, float) else value
+
+
+def is_local(request: web.Request) -> bool:
+    """Did the request come by the unix socket?"""
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    return sock is not None and sock.family == socket.AF_UNIX
+
+
+def owner_only(handler: Handler) -> Handler:
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        if not is_local(request):
+            raise Refused(
+                "this door is for the node's owner", "it opens on the unix socket only",
+                "Run `picluster` on the node itself.",
+            )  # fmt: skip
+        return await handler(request)
+
+    return guarded
+
+
+def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]]) -> list[web.RouteDef]:
+    """`picture` gives the body of /status.json."""
+
+    async def show(_request: web.Request) -> web.Response:
+        return web.json_response(await picture())
+
+    async def create(request: web.Request) -> web.Response:
+        made = await doors.create_token(_wish(await request.read()))
+        return web.json_response(as_json(made), status=201)
+
+    async def outstanding(_request: web.Request) -> web.Response:
+        return web.json_response({"tokens": as_json(list(await doors.list_tokens()))})
+
+    async def revoke(request: web.Request) -> web.Response:
+        token = request.match_info["id"]
+        if not await doors.revoke_token(token):
+            raise NotFound(f"no token {token[:64]!r}", "it was used up, has expired or was never made here")
+        return web.Response(status=204)
+
+    return [
+        web.get("/status.json", show),
+        web.get("/admin/view", owner_only(show)),
+        web.post("/admin/tokens", owner_only(create)),
+        web.get("/admin/tokens", owner_only(outstanding)),
+        web.delete("/admin/tokens/{id}", owner_only(revoke)),
+    ]
+
+
+def _wish(body: bytes) -> TokenWish:
+    try:
+        return msgspec.json.decode(body or b"{}", type=TokenWish)
+    except msgspec.DecodeError as fault:
+        raise UserError("that is no wish for a token", str(fault), 'Send {"ttl_s": 3600, "uses": 1}.') from None

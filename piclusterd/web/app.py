@@ -1,0 +1,325 @@
+"""The client listener: one aiohttp application that any node serves, on TCP and on the owner's unix socket.
+
+    request ─▶ id ─▶ faults as JSON ─▶ Host and Origin ─▶ bearer key ─▶ health | metrics | events | page | hooks
+                                                                        | admin | the OpenAI routes (injected)
+
+Owns what every door shares: the request id (header `X-Request-Id`, context variable for the logs), the shape of an
+error, the guards, the security headers. Refuses: Host names that are not ours (421: DNS rebinding), writes from
+another site's page (403), /v1 and /api without a key where keys are set (401). A fault of ours is logged with its id
+and told without its traceback.
+
+    {"error": {"message", "what", "why", "fix", "type", "param", "code"}}      OpenAI's error object and three of ours
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import math
+import re
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from ..board.logs import request_id
+from ..errors import PiclusterError, Refused, Unavailable, UserError
+from ..events import HookTaken, View
+from ..wire import HOOK_BYTES_MAX, Hook
+from . import admin, health, hooks, metrics, status, stream
+from .admin import AdminDoors
+from .metrics import Meters
+from .stream import EventBus
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = HOOK_BYTES_MAX + 64 * 1024
+"""The largest webhook and some slack, so that its own door can say exactly what was too large."""
+SHUTDOWN_S = 5.0
+"""How long open requests may go on once the daemon stops; streams are ended first."""
+SOCKET_MODE = 0o660
+"""Owner and group: whoever is in the group may administer the node."""
+BACKLOG = 128
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Server": "piclusterd",
+}
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 421: "unknown_host", 429: "overloaded",
+         503: "unavailable"}  # fmt: skip
+
+
+class NoKey(Refused):
+    status = 401
+
+
+class WrongHost(Refused):
+    status = 421
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Everything the pages and doors need of the daemon."""
+
+    name: str
+    """This node's name, accepted in Host."""
+    release: str
+    view: Callable[[], Awaitable[View]]
+    take_hook: Callable[[Hook], Awaitable[HookTaken]]
+    bus: EventBus
+    admin: AdminDoors
+    meters: Meters = field(default_factory=Meters)
+    edge: Callable[[], Mapping[str, Any]] = lambda: health.NO_EDGE
+    """The hub connection: url, connected, last_seq, and depth or why where known."""
+    ledger_fault: Callable[[], str] = lambda: ""
+    """Why the ledger takes no writes; "" while it does."""
+    secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Webhook secrets by source."""
+    api_keys: frozenset[str] = frozenset()
+    """Bearer keys of /v1 and /api; empty: open."""
+    allowed_hosts: tuple[str, ...] = ()
+    extra_routes: Sequence[web.AbstractRouteDef] = ()
+    wall: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(default_factory=time.monotonic)
+    """When the daemon started, by `clock`."""
+
+
+def make_app(doors: Doors) -> web.Application:
+    """The application; it starts nothing until it is served."""
+    guards = [_identify(doors.meters), _explain, _guard_host(doors.name, doors.allowed_hosts)]
+    if doors.api_keys:
+        guards.append(_guard_keys(doors.api_keys))
+    app = web.Application(middlewares=guards, client_max_size=BODY_BYTES_MAX)
+    page = status.Page(doors.view, doors.edge, doors.bus, doors.release, doors.wall, lambda: _uptime(doors))
+    app.add_routes(page.routes())
+    app.add_routes(health.routes(doors.view, doors.edge, doors.ledger_fault, doors.release, doors.wall))
+    app.add_routes(metrics.routes(doors.view, doors.meters))
+    app.add_routes(stream.routes(doors.bus))
+    app.add_routes(hooks.routes(doors.secrets, doors.take_hook, doors.meters))
+    app.add_routes(admin.routes(doors.admin, page.picture))
+    app.add_routes(doors.extra_routes)
+    app.on_response_prepare.append(_put_headers)
+    app.on_shutdown.append(lambda _app: _end_streams(doors.bus))
+    return app
+
+
+def _uptime(doors: Doors) -> float:
+    return doors.clock() - doors.started
+
+
+async def _end_streams(bus: EventBus) -> None:
+    bus.close()
+
+
+async def _put_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.setdefault("X-Request-Id", request_id.get())
+    response.headers.update(HEADERS)
+
+
+# guards, outermost first -----------------------------------------------------------------------------------------
+def _identify(meters: Meters) -> Middleware:
+    @web.middleware
+    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Name the request and count it."""
+        told = request.headers.get("X-Request-Id", "")
+        request_id.set(told if REQUEST_ID.fullmatch(told) else secrets.token_hex(8))
+        began, code, route = time.monotonic(), "gone", _route(request)
+        try:
+            response = await handler(request)
+            code = str(response.status)
+            return response
+        finally:
+            meters.requests.labels(route, code).inc()
+            meters.request_seconds.labels(route).observe(time.monotonic() - began)
+
+    return identify
+
+
+def _route(request: web.Request) -> str:
+    """The route's template: a bounded label, and what the path means whatever its spelling."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unmatched"
+
+
+@web.middleware
+async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every fault becomes its status and the error object; ours are logged."""
+    try:
+        return await handler(request)
+    except PiclusterError as fault:
+        if _begun(request):
+            raise  # too late for another answer: the connection is closed, which clients take for a failure
+        if fault.status >= 500 and not isinstance(fault, Unavailable):
+            log.exception("request %s failed", request_id.get())
+        return error_response(fault)
+    except web.HTTPException as fault:
+        if fault.status < 400:
+            raise
+        said = UserError(fault.reason.lower(), _reason(request, fault))
+        allow = {"Allow": fault.headers["Allow"]} if "Allow" in fault.headers else {}
+        return error_response(said, fault.status, allow)
+    except Exception:
+        if _begun(request):
+            raise
+        log.exception("request %s failed", request_id.get())
+        what = PiclusterError("this node failed to answer", "the fault is ours and is in its log",
+                              f"Look for request id {request_id.get()} in `journalctl -u piclusterd`.")  # fmt: skip
+        return error_response(what)
+
+
+def _begun(request: web.Request) -> bool:
+    return request.writer.output_size > 0
+
+
+def _reason(request: web.Request, fault: web.HTTPException) -> str:
+    if isinstance(fault, web.HTTPRequestEntityTooLarge):
+        return "a body may have 1 MiB"
+    return f"{request.method} {request.path[:200]}"
+
+
+def error_response(
+    fault: PiclusterError, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """`fault` as JSON with its status (or `status`), Retry-After and WWW-Authenticate where they apply."""
+    status = status or fault.status
+    more = dict(headers or {})
+    if isinstance(fault, Unavailable):
+        more["Retry-After"] = str(max(1, math.ceil(fault.retry_after_s)))
+    if isinstance(fault, NoKey):
+        more["WWW-Authenticate"] = "Bearer"
+    return web.json_response({"error": error_body(fault, status)}, status=status, headers=more)
+
+
+def error_body(fault: PiclusterError, status: int) -> dict[str, Any]:
+    code = "invalid_api_key" if isinstance(fault, NoKey) else CODES.get(status)
+    if isinstance(fault, hooks.Unsigned):
+        code = "invalid_signature"
+    return {
+        "message": str(fault),
+        "what": fault.what,
+        "why": fault.why,
+        "fix": fault.fix,
+        "type": TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        "param": getattr(fault, "param", None),
+        "code": code,
+    }
+
+
+def _guard_host(name: str, allowed: Sequence[str]) -> Middleware:
+    known = frozenset(host.lower().rstrip(".") for host in (name, "localhost", *allowed) if host)
+
+    @web.middleware
+    async def guard_host(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A page on another name must not reach us by making its name point here (DNS rebinding)."""
+        if admin.is_local(request):
+            return await handler(request)
+        host = request.headers.get("Host", "")
+        if not host_allowed(host, known):
+            raise WrongHost(
+                f"this node is not called {host[:200]!r}", "names it does not know are refused (DNS rebinding)",
+                "Use its address, or add the name to [api] allowed_hosts.",
+            )  # fmt: skip
+        origin = request.headers.get("Origin")
+        if origin is not None and request.method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
+            raise Refused("another site's page may not write here", f"the request comes from {origin[:200]!r}")
+        return await handler(request)
+
+    return guard_host
+
+
+def host_allowed(host: str, known: frozenset[str]) -> bool:
+    """May `host` (a Host header, with or without port) be asked for here? Addresses and *.local always may."""
+    bare = re.sub(r":\d{1,5}$", "", host) if host.startswith("[") or host.count(":") < 2 else host
+    bare = bare.lower().rstrip(".")
+    if bare in known or (bare.endswith(".local") and len(bare) > len(".local")):
+        return True
+    try:
+        ipaddress.ip_address(bare.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _guard_keys(keys: frozenset[str]) -> Middleware:
+    wanted = [key.encode() for key in keys]
+
+    @web.middleware
+    async def guard_keys(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """/v1 and /api ask for a key; the unix socket has shown who it is by its file mode."""
+        if not _route(request).startswith(("/v1/", "/api/")) or admin.is_local(request):
+            return await handler(request)
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        offered = given.strip().encode("utf-8", "surrogateescape")  # headers are bytes: any may come
+        matches = [hmac.compare_digest(offered, key) for key in wanted]  # a list: no early exit
+        if scheme.lower() != "bearer" or not any(matches):
+            raise NoKey("no valid API key", "this node asks for one", "Send `Authorization: Bearer <key>`.")
+        return await handler(request)
+
+    return guard_keys
+
+
+# serving ---------------------------------------------------------------------------------------------------------
+class Served:
+    """A running listener. `port` is the TCP port it got."""
+
+    def __init__(self, runner: web.AppRunner, port: int, socket_path: Path | None) -> None:
+        self._runner, self.port, self._socket_path = runner, port, socket_path
+
+    async def close(self) -> None:
+        """End the streams, give open requests `SHUTDOWN_S`, release port and socket."""
+        await self._runner.cleanup()
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
+
+
+async def serve(app: web.Application, host: str, port: int, socket_path: Path | None = None) -> Served:
+    """Listen on TCP and, where given, on a unix socket. Raises `UserError` where either cannot be had.
+
+    A client that goes away cancels its handler, so that a model stops working for nobody. Bodies arrive as they were
+    sent: signatures are over raw bytes, and nothing is inflated (no gzip bombs).
+    """
+    runner = web.AppRunner(
+        app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=SHUTDOWN_S
+    )
+    await runner.setup()
+    where = f"{host}:{port}"
+    try:
+        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        if socket_path is not None:
+            where = str(socket_path)
+            await web.SockSite(runner, _bind_unix(socket_path), backlog=BACKLOG).start()
+    except OSError as fault:
+        await runner.cleanup()
+        raise UserError(f"cannot listen on {where}", str(fault), "Change [api] host, port or socket.") from fault
+    return Served(runner, runner.addresses[0][1], socket_path)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Bound with its mode set before it listens: at no moment can a stranger connect."""
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        path.unlink()  # left over from a process that was killed; the state directory's lock keeps out a living one
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.bind(str(path))
+        path.chmod(SOCKET_MODE)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,216 @@
+"""The OpenAI API: chat, completions, embeddings, models; for any client that lets its base URL be set.
+
+    request ──parse──▶ Serving.generate ──Started──▶ headers ──Delta*──▶ SSE or one JSON ──Done──▶ usage, [DONE]
+
+While a request waits for its turn, a stream gets a comment every 10 s, so that proxies and clients keep it open. A
+client that goes away cancels its request: at the next write of a stream, at the next token otherwise. Answers name
+the node (`X-Picluster-Node`, `X-Picluster-Why`); errors are OpenAI's objects, with `Retry-After` where waiting helps.
+Who may call, how large a body may be and the request's id are the application's business (`web.app`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from ..errors import NotFound, PiclusterError, Unavailable
+from ..events import Choice
+from ..inference.openai_body import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingsBody,
+    SamplingBody,
+    chat_request,
+    completion_request,
+    embed_request,
+    parse,
+)
+from ..inference.protocol import Delta, Done, GenerateRequest
+from ..inference.serving import Serving, Started
+from . import openai_schema as schema
+
+KEEP_ALIVE_S = 10.0
+"""Silence after which a stream gets a comment: under the 15 to 60 s after which proxies give up."""
+
+ListModels = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
+Item = Started | Delta | Done
+
+
+def routes(serving: Serving, list_models: ListModels) -> list[web.RouteDef]:
+    """The API's routes. `list_models` tells what the cluster serves: dicts with at least `id`."""
+    api = _Api(serving, list_models)
+    return [
+        web.post("/v1/chat/completions", _answered(api.chat)),
+        web.post("/v1/completions", _answered(api.completions)),
+        web.post("/v1/embeddings", _answered(api.embeddings)),
+        web.get("/v1/models", _answered(api.models)),
+        web.get("/v1/models/{id:.+}", _answered(api.model)),
+    ]
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _answered(handler: Handler) -> Handler:
+    """`handler` with its errors as OpenAI's objects."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except PiclusterError as fault:
+            return _error(fault)
+
+    return handle
+
+
+def _error(fault: PiclusterError) -> web.Response:
+    response = web.json_response(schema.error(fault), status=fault.status)
+    if isinstance(fault, Unavailable):
+        response.headers["Retry-After"] = str(max(1, math.ceil(fault.retry_after_s)))
+    return response
+
+
+class _Api:
+    def __init__(self, serving: Serving, list_models: ListModels) -> None:
+        self._serving = serving
+        self._list_models = list_models
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = parse(await request.read(), ChatBody)
+        return await self._complete(request, body, chat_request(body), chat=True)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = parse(await request.read(), CompletionBody)
+        return await self._complete(request, body, completion_request(body), chat=False)
+
+    async def _complete(
+        self, request: web.Request, body: SamplingBody, asked: GenerateRequest, chat: bool
+    ) -> web.StreamResponse:
+        prefix = "chatcmpl-" if chat else "cmpl-"
+        shape = schema.Shape(prefix + secrets.token_hex(12), int(time.time()), body.model, chat)
+        async with aclosing(self._serving.generate(asked)) as items:
+            if body.stream:
+                usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+                return await _Stream(request, shape, usage).send(items)
+            return await _whole(request, shape, items)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        body = parse(await request.read(), EmbeddingsBody)
+        choice, embedded = await self._serving.embed(embed_request(body))
+        answer = schema.embeddings(choice.model, embedded, body.encoding_format == "base64")
+        return web.json_response(answer, headers=_node_headers(choice))
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(schema.models(await self._list_models()))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        wanted = request.match_info["id"]
+        entries = await self._list_models()
+        for entry in entries:
+            if entry["id"] == wanted:
+                return web.json_response(schema.model(entry))
+        there = ", ".join(str(entry["id"]) for entry in entries) or "none"
+        raise NotFound(f"there is no model {wanted!r}.", f"There are: {there}.", param="model")
+
+
+def _node_headers(choice: Choice) -> dict[str, str]:
+    why = re.sub(r"[^\x20-\x7e]", "?", choice.reason)  # a peer's name is in it: no header may be injected
+    return {"X-Picluster-Node": re.sub(r"[^\x21-\x7e]", "?", choice.name or choice.node), "X-Picluster-Why": why}
+
+
+async def _whole(
+    request: web.Request, shape: schema.Shape, items: AsyncGenerator[Item, None]
+) -> web.StreamResponse:  # fmt: skip
+    text: list[str] = []
+    headers: dict[str, str] = {}
+    async for item in items:
+        match item:
+            case Started(choice=choice):
+                headers, shape = _node_headers(choice), _of_model(shape, choice)
+            case Delta():
+                text.append(item.text)
+                if request.transport is None or request.transport.is_closing():
+                    raise Unavailable("the client has gone away")  # nobody reads this; leaving cancels the request
+            case Done():
+                return web.json_response(shape.whole("".join(text), item), headers=headers)
+    raise AssertionError("an answer ends with Done")
+
+
+def _of_model(shape: schema.Shape, choice: Choice) -> schema.Shape:
+    return schema.Shape(shape.id, shape.created, choice.model, shape.chat)
+
+
+class _Stream:
+    """One answer as server-sent events. Errors before the first item keep their status; later ones are events."""
+
+    def __init__(self, request: web.Request, shape: schema.Shape, usage: bool) -> None:
+        self._request = request
+        self._shape = shape
+        self._usage = usage
+        self._response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        )
+
+    async def send(self, items: AsyncGenerator[Item, None]) -> web.StreamResponse:
+        try:
+            async with aclosing(_with_silences(items, KEEP_ALIVE_S)) as heard:
+                async for item in heard:
+                    await self._item(item)
+        except PiclusterError as fault:
+            if not self._response.prepared:
+                raise
+            await self._event(schema.error(fault))
+        except ConnectionResetError:
+            return self._response  # the client has gone away; leaving cancels the request
+        await self._response.write(b"data: [DONE]\n\n")
+        await self._response.write_eof()
+        return self._response
+
+    async def _item(self, item: Item | None) -> None:
+        if isinstance(item, Started):
+            self._shape = _of_model(self._shape, item.choice)
+            if not self._response.prepared:
+                self._response.headers.update(_node_headers(item.choice))
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
+        match item:
+            case None:
+                await self._response.write(b": queued\n\n")
+            case Started():
+                if self._shape.chat:
+                    await self._event(self._shape.opening())
+            case Delta():
+                await self._event(self._shape.part(item.text))
+            case Done():
+                await self._event(self._shape.ending(item))
+                if self._usage:
+                    await self._event(self._shape.usage_chunk(item))
+
+    async def _event(self, data: Mapping[str, Any]) -> None:
+        await self._response.write(b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n")
+
+
+async def _with_silences(items: AsyncIterator[Item], silence_s: float) -> AsyncGenerator[Item | None, None]:
+    """`items`, and a None for each `silence_s` without one. Closing it cancels what is awaited of `items`."""
+    while True:
+        coming = asyncio.ensure_future(anext(items))
+        try:
+            while not (await asyncio.wait({coming}, timeout=silence_s))[0]:
+                yield None
+            item = coming.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            if not coming.done():
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+        yield item

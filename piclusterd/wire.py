@@ -1,0 +1,287 @@
+"""What nodes say to each other: every peer message, its encoding, and the limits of both.
+
+A message is a msgpack array `[tag, field, ...]`. Decoding has two stages: msgpack with hard caps on every declared
+length, then `msgspec.convert` into the frozen struct named by the tag. Whatever does not fit is *returned* as
+`Dropped(reason)`; nothing a peer sends can raise past `decode` (see the bombs in the tests).
+
+    membership   Ping → Ack | PingReq → (Ping → Ack) → Ack | Nack      Gossip (push)   PushPull ⇄ PushPull
+    election     RequestVote → Vote        Heartbeat → Held             TimeoutNow
+    ledger       Push → Held               Held → Want → Batch
+    webhooks     ForwardHook → HookStored
+
+Sources: SWIM (Das et al., DSN 2002), Raft (Ongaro 2014, §3, §6.4, §9.6), Corrosion's heads-and-needs sync state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgpack
+import msgspec
+
+from .ids import LogId, NodeId, RunId, Term
+
+PROTOCOL = 1
+"""Spoken version; a link is refused where the two ranges do not meet."""
+
+HOOK_BYTES_MAX = 1024 * 1024
+"""One webhook's body; larger ones are refused at the edge."""
+PAYLOAD_BYTES_MAX = HOOK_BYTES_MAX + 16 * 1024
+"""One ledger entry's payload: the largest webhook and what is noted beside it."""
+BATCH_BYTES_MAX = 256 * 1024
+"""Soft cap of a Push or Batch: it closes at the first signed entry that passes it, so that a ping never waits long."""
+MESSAGE_BYTES_MAX = 2 * PAYLOAD_BYTES_MAX
+"""One peer message: a batch just under its soft cap, then one commit group with the largest entry."""
+BATCH_ENTRIES_MAX = 256
+HEADS_MAX = 4096
+MEMBERS_MAX = 4096
+DIGEST_BYTES = 8
+"""Of the ledger's version vector: enough to notice a difference; equality is confirmed by the next exchange."""
+
+
+class Head(NamedTuple):
+    """`seq` entries of this log are durable, counted from 1 without a gap."""
+
+    origin: NodeId
+    epoch: int
+    seq: int
+
+    @property
+    def log(self) -> LogId:
+        return LogId(self.origin, self.epoch)
+
+
+class Span(NamedTuple):
+    """Entries first..last (both included) of one log."""
+
+    origin: NodeId
+    epoch: int
+    first: int
+    last: int
+
+    @property
+    def log(self) -> LogId:
+        return LogId(self.origin, self.epoch)
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of everything below. Field order is the wire format: append only, with a default."""
+
+
+class Entry(Message, frozen=True):
+    """A ledger entry as it travels: the very bytes that were hashed and signed (`ledger.entry` reads them)."""
+
+    header: bytes
+    payload: bytes
+    signature: bytes = b""
+
+
+class Voters(Message, frozen=True):
+    """Who votes. One (version, term) record outside any log (MongoRaftReconfig, arXiv 2102.11960)."""
+
+    version: int = 0
+    term: Term = 0
+    voters: tuple[NodeId, ...] = ()
+
+
+class ModelFacts(Message, frozen=True):
+    """What a node can say of one model it serves. Rates are measured on that board, in tokens per second."""
+
+    name: str
+    embeddings: bool = False
+    busy: int = 0
+    queued: int = 0
+    prefill_tps: float = 0.0
+    decode_tps: float = 0.0
+    context: int = 0
+
+
+class Facts(Message, frozen=True):
+    """What a node says of itself; replaced as a whole by the higher `version`. Guides scheduling, decides nothing."""
+
+    version: int = 0
+    name: str = ""
+    addresses: tuple[str, ...] = ()
+    """`host:port` of the peer listener."""
+    api: str = ""
+    """Base URL of the client listener."""
+    release: str = ""
+    role: str = "worker"
+    board: str = ""
+    cpu_percent: float = 0.0
+    memory_used: int = 0
+    memory_total: int = 0
+    temperature_c: float | None = None
+    flags: tuple[str, ...] = ()
+    models: tuple[ModelFacts, ...] = ()
+    ledger_entries: int = 0
+
+
+class Member(Message, frozen=True):
+    """A line of the member list. `state`: alive, suspect, failed or left; `incarnation`: the subject's own counter."""
+
+    node: NodeId
+    incarnation: int
+    state: str
+    facts: Facts
+
+
+# membership ------------------------------------------------------------------------------------------------------
+class Ping(Message, frozen=True, tag="ping"):
+    seq: int
+    digest: bytes
+    members: tuple[Member, ...] = ()
+
+
+class Ack(Message, frozen=True, tag="ack"):
+    seq: int
+    digest: bytes
+    members: tuple[Member, ...] = ()
+
+
+class PingReq(Message, frozen=True, tag="ping-req"):
+    seq: int
+    target: NodeId
+
+
+class Nack(Message, frozen=True, tag="nack"):
+    """`PingReq` arrived and the target has not answered yet: the asker itself is not the slow one (Lifeguard §IV.A)."""
+
+    seq: int
+
+
+class Gossip(Message, frozen=True, tag="gossip"):
+    members: tuple[Member, ...]
+
+
+class PushPull(Message, frozen=True, tag="push-pull"):
+    members: tuple[Member, ...]
+    reply: bool
+
+
+# election --------------------------------------------------------------------------------------------------------
+class RequestVote(Message, frozen=True, tag="request-vote"):
+    """`pre` asks if a vote would be given and changes nothing (PreVote, §9.6). `transfer` overrides stickiness."""
+
+    term: Term
+    pre: bool
+    voters: Voters
+    transfer: bool = False
+
+
+class Vote(Message, frozen=True, tag="vote"):
+    term: Term
+    pre: bool
+    granted: bool
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """The leader of `term` is here; `digest` is of its ledger's heads."""
+
+    term: Term
+    digest: bytes
+    voters: Voters
+
+
+class TimeoutNow(Message, frozen=True, tag="timeout-now"):
+    """Leadership transfer: the receiver campaigns at once (Ongaro §3.10)."""
+
+    term: Term
+
+
+# ledger ----------------------------------------------------------------------------------------------------------
+class Held(Message, frozen=True, tag="held"):
+    """In `term`, my durable heads digest to `digest`. `heads` is left out where the asker's digest was the same.
+
+    It is a promise: whoever sends it has made `term` durable and takes nothing from an older term as acknowledged.
+    """
+
+    term: Term
+    digest: bytes
+    heads: tuple[Head, ...] | None = None
+
+
+class Push(Message, frozen=True, tag="push"):
+    """New entries of the coordinator of `term`, to be made durable and answered by `Held`."""
+
+    term: Term
+    entries: tuple[Entry, ...]
+
+
+class Want(Message, frozen=True, tag="want"):
+    spans: tuple[Span, ...]
+
+
+class Batch(Message, frozen=True, tag="batch"):
+    entries: tuple[Entry, ...]
+
+
+# webhooks --------------------------------------------------------------------------------------------------------
+class Hook(Message, frozen=True):
+    """A provider's event whose signature has been verified. `key` is made of signed content only."""
+
+    source: str
+    key: str
+    event: str
+    body: bytes
+
+
+class ForwardHook(Message, frozen=True, tag="forward-hook"):
+    ticket: int
+    hook: Hook
+
+
+class HookStored(Message, frozen=True, tag="hook-stored"):
+    """The coordinator's answer to `ForwardHook`: durable (`run` is set where a workflow took it up), or why not."""
+
+    ticket: int
+    stored: bool
+    run: RunId | None = None
+    why: str = ""
+
+
+PeerMessage = (
+    Ping | Ack | PingReq | Nack | Gossip | PushPull | RequestVote | Vote | Heartbeat | TimeoutNow
+    | Held | Push | Want | Batch | ForwardHook | HookStored
+)  # fmt: skip
+
+
+class Dropped(NamedTuple):
+    """What a decoder returns instead of raising: the peer sent something that is not a message."""
+
+    reason: str
+
+
+def encode(message: PeerMessage) -> bytes:
+    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
+    return packed
+
+
+def decode(data: bytes) -> PeerMessage | Dropped:
+    """The message in `data`, or why there is none. Never raises."""
+    raw = unpack(data, MESSAGE_BYTES_MAX)
+    if isinstance(raw, Dropped):
+        return raw
+    try:
+        message: PeerMessage = msgspec.convert(raw, PeerMessage, strict=True)
+    except msgspec.ValidationError as fault:
+        return Dropped(f"not a message: {fault}")
+    return message
+
+
+def unpack(data: bytes, bytes_max: int) -> Any | Dropped:
+    """`data` as plain msgpack values under the caps every untrusted buffer gets."""
+    if len(data) > bytes_max:
+        return Dropped(f"{len(data)} bytes, over the cap of {bytes_max}")
+    try:
+        return msgpack.unpackb(
+            data,
+            max_str_len=bytes_max,
+            max_bin_len=bytes_max,
+            max_array_len=max(HEADS_MAX, MEMBERS_MAX),
+            max_map_len=1024,
+            max_ext_len=0,
+            strict_map_key=True,
+        )
+    except Exception as fault:  # msgpack raises ValueError, StackError, OverflowError and more on hostile input
+        return Dropped(f"not msgpack: {type(fault).__name__}")

@@ -1,0 +1,491 @@
+"""Raft's election, machine against machine. Sections are of Ongaro's dissertation (2014); § 5 of the paper."""
+
+from __future__ import annotations
+
+import pytest
+
+from piclusterd.cluster.election import LINK_LOST_FRACTION, Election, majority
+from piclusterd.events import (
+    DeadlineReached,
+    Deposed,
+    Elected,
+    HardState,
+    HardStateSaved,
+    LeaderChanged,
+    LinkDown,
+    LinkUp,
+    Received,
+    SaveHardState,
+    Sealed,
+    Send,
+    Shutdown,
+)
+from piclusterd.ids import NodeId
+from piclusterd.wire import Heartbeat, Held, Push, RequestVote, TimeoutNow, Vote, Voters
+
+from .pair import PI, A, B, C, D, Wire, elector
+
+ABC = Voters(1, 0, (A, B, C))
+
+
+class Room:
+    """Three voters and, where asked, learners, linked to each other."""
+
+    def __init__(self, seed: int = 0, voters: Voters = ABC, learners: tuple[NodeId, ...] = ()) -> None:
+        self.wire = Wire()
+        self.nodes = {n: elector(n, voters, self.wire, seed) for n in (*voters.voters, *learners)}
+        self.wire.link_all()
+
+    @property
+    def leaders(self) -> list[NodeId]:
+        return [n for n, machine in self.nodes.items() if machine.role == "leader"]
+
+    def elect(self) -> NodeId:
+        self.wire.run_until(lambda: bool(self.leaders), within=30)
+        return self.leaders[0]
+
+    def others(self, node: NodeId) -> list[NodeId]:
+        return [n for n in self.nodes if n != node]
+
+
+def saved(node: Election, token: int, now: float) -> None:
+    node.handle(HardStateSaved(token), now)
+
+
+def alone(hard: HardState | None = None, me: NodeId = A) -> tuple[Election, Wire]:
+    wire = Wire()
+    return elector(me, ABC, wire, hard=hard), wire
+
+
+def ask(node: Election, sender: NodeId, request: RequestVote, now: float) -> Vote:
+    out = node.handle(Received(sender, request), now)
+    return next(o.message for o in out if isinstance(o, Send) and isinstance(o.message, Vote))
+
+
+def win(node: Election, now: float) -> None:
+    """`node` (A of A, B, C) is elected with B's vote."""
+    node.handle(LinkUp(B), now)
+    node.handle(LinkUp(C), now)
+    node.handle(DeadlineReached(), now)
+    out = node.handle(Received(B, Vote(node.term + 1, pre=True, granted=True)), now)
+    node.handle(HardStateSaved(next(o.token for o in out if isinstance(o, SaveHardState))), now)
+    node.handle(Received(B, Vote(node.term, pre=False, granted=True)), now)
+    assert node.role == "leader"
+
+
+@pytest.mark.parametrize(("voters", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
+def test_two_majorities_always_share_a_voter(voters: int, needed: int) -> None:
+    assert majority(voters) == needed
+    assert 2 * majority(voters) > voters
+
+
+# electing --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(20))
+def test_three_voters_elect_one_leader_and_all_know_it(seed: int) -> None:
+    """§3.4"""
+    room = Room(seed)
+    leader = room.elect()
+    room.wire.run_for(20)
+    assert room.leaders == [leader]
+    assert {machine.leader for machine in room.nodes.values()} == {leader}
+    assert len({machine.term for machine in room.nodes.values()}) == 1
+    elected = [note for n in room.nodes for note in room.wire.heard_of(n, Elected)]
+    assert elected == [Elected(room.nodes[leader].term, (A, B, C))]
+
+
+def test_a_leader_that_is_heard_keeps_its_term() -> None:
+    room = Room()
+    leader = room.elect()
+    term = room.nodes[leader].term
+    room.wire.run_for(300)
+    assert room.leaders == [leader]
+    assert room.nodes[leader].term == term
+
+
+def test_nobody_campaigns_before_a_silence_of_the_least_election_timeout() -> None:
+    room = Room()
+    began = room.wire.now
+    room.wire.run_until(lambda: bool(room.wire.said), within=10)
+    assert PI.election_min_s <= room.wire.now - began <= PI.election_max_s
+
+
+def test_a_learner_never_campaigns() -> None:
+    room = Room(learners=(D,))
+    leader = room.elect()
+    room.wire.run_for(60)
+    assert room.nodes[D].leader == leader
+    room.wire.isolate(D)
+    room.wire.run_for(60)
+    assert not room.wire.sent(RequestVote, by=D)
+    assert room.nodes[D].role == "follower"
+    assert room.leaders == [leader]
+
+
+def test_a_candidate_that_is_no_voter_gets_no_vote() -> None:
+    node, wire = alone()
+    assert not ask(node, D, RequestVote(5, False, ABC), wire.now).granted
+    assert node.term == 0
+
+
+def test_a_node_without_a_voters_record_stays_quiet() -> None:
+    wire = Wire()
+    node = elector(A, Voters(), wire)
+    wire.run_for(60)
+    assert wire.said == []
+    assert (node.role, node.term) == ("follower", 0)
+
+
+def test_a_single_voter_leads_as_soon_as_its_own_vote_is_saved() -> None:
+    wire = Wire()
+    wire.autosave = False
+    node = elector(A, Voters(1, 0, (A,)), wire)
+    wire.run_until(lambda: node.role == "candidate", within=10)
+    assert node.unsaved
+    assert wire.heard_of(A, Elected) == []
+    wire.save(A)
+    assert wire.heard_of(A, Elected) == [Elected(1, (A,))]
+    wire.run_for(60)
+    assert (node.role, node.term) == ("leader", 1)
+
+
+def test_votes_count_only_once_the_candidates_own_is_durable() -> None:
+    """§5.1 of the paper: term and vote are on disk before the node acts on them."""
+    node, wire = alone()
+    wire.now += 10
+    node.handle(DeadlineReached(), wire.now)
+    out = node.handle(Received(B, Vote(1, pre=True, granted=True)), wire.now)
+    token = next(o.token for o in out if isinstance(o, SaveHardState))
+    node.handle(Received(B, Vote(1, pre=False, granted=True)), wire.now)
+    assert node.role == "candidate"
+    assert Elected(1, (A, B, C)) in node.handle(HardStateSaved(token), wire.now)
+
+
+def test_an_older_save_does_not_release_a_newer_state() -> None:
+    node, wire = alone()
+    out = node.handle(Received(B, RequestVote(1, False, ABC)), wire.now)
+    tokens = [o.token for o in out if isinstance(o, SaveHardState)]
+    saved(node, tokens[0] - 1, wire.now)
+    assert node.unsaved
+    saved(node, tokens[-1], wire.now)
+    assert not node.unsaved
+    saved(node, tokens[0], wire.now)
+    assert not node.unsaved
+
+
+# voting ----------------------------------------------------------------------------------------------------------
+def test_a_voter_votes_once_a_term() -> None:
+    """§3.4"""
+    node, wire = alone()
+    assert ask(node, B, RequestVote(1, False, ABC), wire.now) == Vote(1, False, True)
+    assert ask(node, C, RequestVote(1, False, ABC), wire.now) == Vote(1, False, False)
+    assert ask(node, B, RequestVote(1, False, ABC), wire.now) == Vote(1, False, True), "the reply may have been lost"
+
+
+def test_a_vote_survives_a_restart() -> None:
+    """§5.1 of the paper"""
+    wire = Wire()
+    node = elector(A, ABC, wire)
+    wire.tell(A, Received(B, RequestVote(4, False, ABC)))
+    restarted = elector(A, ABC, wire, hard=wire.saves[A][-1].state)
+    assert node.voted_for == B
+    assert not ask(restarted, C, RequestVote(4, False, ABC), wire.now).granted
+    assert ask(restarted, B, RequestVote(4, False, ABC), wire.now).granted
+
+
+def test_a_vote_for_a_newer_term_is_free_again() -> None:
+    node, wire = alone()
+    ask(node, B, RequestVote(1, False, ABC), wire.now)
+    assert ask(node, C, RequestVote(2, False, ABC), wire.now) == Vote(2, False, True)
+
+
+def test_the_disk_gets_term_vote_and_voters_together() -> None:
+    node, wire = alone(HardState(term=1, voters=ABC, incarnation=7))
+    out = node.handle(Received(B, RequestVote(2, False, ABC)), wire.now)
+    last = [o.state for o in out if isinstance(o, SaveHardState)][-1]
+    assert last == HardState(2, B, ABC, 7)
+
+
+def test_a_vote_is_returned_after_the_order_to_save_it() -> None:
+    node, wire = alone()
+    out = node.handle(Received(B, RequestVote(2, False, ABC)), wire.now)
+    kinds = [type(o) for o in out]
+    assert kinds.index(Send) > max(i for i, kind in enumerate(kinds) if kind is SaveHardState)
+    assert node.unsaved
+
+
+def test_an_older_candidate_learns_of_the_newer_term() -> None:
+    """§3.3"""
+    node, wire = alone(HardState(term=9, voters=ABC))
+    assert ask(node, B, RequestVote(3, False, ABC), wire.now) == Vote(9, False, False)
+    candidate, _ = alone(HardState(term=2, voters=ABC), me=B)
+    candidate.handle(Received(A, Vote(9, False, False)), wire.now)
+    assert (candidate.term, candidate.role) == (9, "follower")
+
+
+def test_votes_of_another_term_of_another_round_or_of_strangers_do_not_count() -> None:
+    node, wire = alone()
+    node.handle(DeadlineReached(), wire.now + 10)
+    for vote in (Vote(2, True, True), Vote(1, False, True), Vote(0, True, True)):
+        node.handle(Received(B, vote), wire.now + 10)
+    node.handle(Received(D, Vote(1, True, True)), wire.now + 10)
+    assert (node.role, node.term) == ("pre", 0)
+
+
+# PreVote and stickiness ------------------------------------------------------------------------------------------
+def test_asking_for_a_prevote_raises_no_term_and_saves_nothing() -> None:
+    """§9.6"""
+    wire = Wire()
+    node = elector(A, ABC, wire)
+    wire.run_for(60)
+    assert (node.role, node.term) == ("pre", 0)
+    assert wire.saves[A] == []
+    assert {request.term for request in wire.sent(RequestVote)} == {1}
+
+
+def test_giving_a_prevote_changes_nothing() -> None:
+    """§9.6"""
+    node, wire = alone()
+    out = node.handle(Received(B, RequestVote(5, True, ABC)), wire.now)
+    assert out == [Send(B, Vote(5, True, True))]
+    assert (node.term, node.voted_for, node.unsaved) == (0, None, False)
+    assert ask(node, C, RequestVote(5, True, ABC), wire.now).granted
+
+
+@pytest.mark.parametrize("pre", [True, False])
+def test_voters_that_hear_a_leader_refuse_and_keep_their_term(pre: bool) -> None:
+    """§4.2.3"""
+    node, wire = alone()
+    node.handle(Received(B, Heartbeat(3, b"", ABC)), wire.now)
+    request = RequestVote(9, pre, ABC)
+    assert ask(node, C, request, wire.now + PI.election_min_s - 0.01) == Vote(3, pre, False)
+    assert (node.term, node.leader) == (3, B)
+    assert ask(node, C, request, wire.now + PI.election_min_s).granted
+
+
+def test_a_leader_refuses_even_after_a_long_silence() -> None:
+    node, wire = alone()
+    win(node, wire.now + 10)
+    assert not ask(node, C, RequestVote(9, False, ABC), wire.now + 14).granted
+    assert node.role == "leader"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_node_that_returns_from_a_partition_disturbs_nobody(seed: int) -> None:
+    """§9.6"""
+    room = Room(seed)
+    leader = room.elect()
+    lost = room.others(leader)[0]
+    term = room.nodes[leader].term
+    room.wire.isolate(lost)
+    room.wire.run_for(120)
+    assert room.nodes[lost].term == term
+    room.wire.heal()
+    room.wire.run_for(30)
+    assert room.leaders == [leader]
+    assert {machine.term for machine in room.nodes.values()} == {term}
+
+
+# keeping and losing the lead -------------------------------------------------------------------------------------
+def test_a_leader_that_hears_no_majority_steps_down_within_the_longest_timeout() -> None:
+    """CheckQuorum, §6.2"""
+    room = Room()
+    leader = room.elect()
+    room.wire.run_for(5)
+    room.wire.isolate(leader)
+    began = room.wire.now
+    room.wire.run_until(lambda: room.nodes[leader].role != "leader", within=20)
+    assert room.wire.now - began <= PI.election_max_s + PI.heartbeat_s
+    assert [note.why for note in room.wire.heard_of(leader, Deposed)] == ["no majority of the voters was heard"]
+
+
+def test_one_of_two_others_is_majority_enough_for_a_leader() -> None:
+    node, wire = alone()
+    now = wire.now + 10
+    win(node, now)
+    for _ in range(100):
+        now = node.deadline()
+        node.handle(Received(B, Held(1, b"")), now)
+        node.handle(DeadlineReached(), now)
+    assert node.role == "leader"
+    assert node.heard_voters(now) == 2
+
+
+def test_what_learners_and_older_terms_say_keeps_no_leader() -> None:
+    node, wire = alone()
+    now = wire.now + 10
+    win(node, now)
+    while node.role == "leader":
+        now = node.deadline()
+        node.handle(Received(D, Held(1, b"")), now)
+        node.handle(Received(B, Held(0, b"")), now)
+        node.handle(DeadlineReached(), now)
+        assert now < wire.now + 30
+    assert node.heard_voters(now) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Heartbeat(7, b"", ABC), Push(7, ()), Held(7, b""), Vote(7, False, False)],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_higher_term_deposes_a_leader(message: Heartbeat | Push | Held | Vote) -> None:
+    """§3.3"""
+    node, wire = alone()
+    win(node, wire.now + 10)
+    out = node.handle(Received(C, message), wire.now + 11)
+    assert Deposed(1, "term 7 has begun") in out
+    assert (node.role, node.term, node.voted_for) == ("follower", 7, None)
+    assert node.leader == (C if isinstance(message, Heartbeat | Push) else None)
+    assert node.deadline() >= wire.now + 11 + PI.election_min_s
+
+
+@pytest.mark.parametrize("message", [Heartbeat(3, b"", ABC), Push(3, ()), Held(3, b""), Vote(3, False, False)])
+def test_an_older_term_moves_nobody(message: Heartbeat | Push | Held | Vote) -> None:
+    node, wire = alone(HardState(term=4, voters=ABC))
+    due = node.deadline()
+    assert node.handle(Received(C, message), wire.now) == []
+    assert (node.term, node.leader, node.deadline()) == (4, None, due)
+
+
+def test_a_candidate_follows_the_leader_that_won_its_term() -> None:
+    """§3.4"""
+    room = Room()
+    room.wire.autosave = False
+    node = room.nodes[A]
+    room.wire.run_until(lambda: node.role == "candidate" or bool(room.leaders), within=60)
+    term = node.term
+    out = node.handle(Received(B, Heartbeat(term, b"", ABC)), room.wire.now)
+    assert LeaderChanged(term, B) in out
+    assert node.role == "follower"
+
+
+def test_a_candidate_without_an_answer_asks_for_prevotes_again() -> None:
+    node, wire = alone()
+    node.handle(DeadlineReached(), node.deadline())
+    node.handle(Received(B, Vote(1, pre=True, granted=True)), node.deadline())
+    assert (node.role, node.term) == ("candidate", 1)
+    node.handle(DeadlineReached(), node.deadline())
+    assert (node.role, node.term) == ("pre", 1)
+
+
+def test_a_spurious_deadline_is_harmless() -> None:
+    node, wire = alone()
+    assert node.handle(DeadlineReached(), node.deadline() - 0.001) == []
+    assert node.role == "follower"
+
+
+def test_a_new_link_hears_of_the_leader_at_once() -> None:
+    node, wire = alone()
+    win(node, wire.now + 10)
+    assert node.handle(LinkUp(D), wire.now + 10) == [Send(D, Heartbeat(1, b"digest", ABC))]
+
+
+# a leader that dies or leaves ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(10))
+def test_a_closed_link_to_the_leader_brings_the_campaign_forward(seed: int) -> None:
+    room = Room(seed)
+    dead = room.elect()
+    room.wire.run_for(1)
+    room.wire.remove(dead)
+    del room.nodes[dead]
+    died = room.wire.now
+    for other in list(room.nodes):
+        room.wire.tell(other, LinkDown(dead))
+    room.elect()
+    assert room.wire.now - died <= LINK_LOST_FRACTION * PI.election_min_s * 2
+    assert len(room.leaders) == 1
+
+
+def test_a_closed_link_to_somebody_else_changes_nothing() -> None:
+    node, wire = alone()
+    node.handle(Received(B, Heartbeat(1, b"", ABC)), wire.now)
+    due = node.deadline()
+    node.handle(LinkDown(C), wire.now)
+    assert node.deadline() == due
+    assert not ask(node, C, RequestVote(2, True, ABC), wire.now).granted
+
+
+def test_one_lost_link_does_not_unseat_a_leader_whom_the_majority_hears() -> None:
+    room = Room()
+    leader = room.elect()
+    lonely, other = room.others(leader)
+    room.wire.cut(leader, lonely)
+    room.wire.unlink(leader, lonely)
+    began = room.nodes[leader].term
+    room.wire.run_for(60)
+    assert room.leaders == [leader]
+    assert room.nodes[other].term == began
+
+
+def test_a_leader_that_stops_hands_over_at_once() -> None:
+    """§3.10"""
+    room = Room()
+    leader = room.elect()
+    room.wire.run_for(1)
+    before = room.wire.now
+    room.wire.tell(leader, Shutdown())
+    assert room.wire.now == before
+    (heir,) = room.leaders
+    assert heir != leader
+    assert [n.why for n in room.wire.heard_of(leader, Deposed)] == ["this node is stopping"]
+    assert [r.transfer for r in room.wire.sent(RequestVote, by=heir)][-1]
+
+
+def test_a_transfer_overrides_stickiness_and_only_that() -> None:
+    """§3.10, §4.2.3"""
+    node, wire = alone()
+    node.handle(Received(B, Heartbeat(3, b"", ABC)), wire.now)
+    assert not ask(node, C, RequestVote(3, False, ABC, transfer=True), wire.now).granted
+    assert not ask(node, D, RequestVote(4, False, ABC, transfer=True), wire.now).granted
+    assert ask(node, C, RequestVote(4, False, ABC, transfer=True), wire.now).granted
+
+
+def test_only_the_leader_of_this_term_may_order_a_campaign() -> None:
+    node, wire = alone()
+    node.handle(Received(B, Heartbeat(3, b"", ABC)), wire.now)
+    for sender, term in ((C, 3), (B, 2), (B, 4)):
+        assert node.handle(Received(sender, TimeoutNow(term)), wire.now) == []
+    node.handle(Received(B, TimeoutNow(3)), wire.now)
+    assert (node.role, node.term) == ("candidate", 4)
+
+
+def test_a_follower_that_stops_says_nothing() -> None:
+    node, wire = alone()
+    assert node.handle(Shutdown(), wire.now) == []
+
+
+# who votes -------------------------------------------------------------------------------------------------------
+def test_a_voters_record_is_adopted_only_if_newer_and_then_saved() -> None:
+    """Logless reconfiguration (arXiv 2102.11960): configurations are ordered by (version, term)."""
+    node, wire = alone(HardState(voters=Voters(2, 5, (A, B, C))))
+    for older in (Voters(1, 9, (D,)), Voters(2, 4, (D,)), Voters(2, 5, (D,))):
+        assert node.handle(Sealed(older), wire.now) == []
+    for newer in (Voters(2, 6, (A, B)), Voters(3, 1, (A, B, D))):
+        (save,) = node.handle(Sealed(newer), wire.now)
+        assert isinstance(save, SaveHardState)
+        assert save.state.voters == newer
+
+
+def test_voters_spread_with_heartbeats_and_requests() -> None:
+    room = Room(learners=(D,))
+    leader = room.elect()
+    room.wire.tell(leader, Sealed(Voters(2, 1, (A, B, C, D))))
+    room.wire.run_for(1)
+    assert all(machine.votes_here and machine.voters.version == 2 for machine in room.nodes.values())
+    assert ask(room.nodes[A], B, RequestVote(0, True, Voters(3, 1, (A, B))), room.wire.now).granted is False
+    assert room.nodes[A].voters.version == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_term_and_vote_never_regress_on_disk(seed: int) -> None:
+    room = Room(seed)
+    for _ in range(4):
+        leader = room.elect()
+        room.wire.isolate(leader)
+        room.wire.run_until(lambda leader=leader: room.nodes[leader].role != "leader", within=60)  # type: ignore[misc]
+        room.wire.heal()
+    for saves in room.wire.saves.values():
+        states = [save.state for save in saves]
+        assert [s.term for s in states] == sorted(s.term for s in states)
+        for term in {s.term for s in states}:
+            assert len({s.voted_for for s in states if s.term == term} - {None}) <= 1

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import Any
+
+from piclusterd.errors import NotFound, Unavailable
+from piclusterd.events import Choice
+from piclusterd.ids import NodeId
+from piclusterd.inference.placement import UNSEEN_S, Placement
+from piclusterd.inference.routing import predict
+from piclusterd.wire import Facts, Member, ModelFacts
+
+PI_1, PI_2, PI_3 = (NodeId(digit * 16) for digit in "123")
+NAMES = {PI_1: "pi-1", PI_2: "pi-2", PI_3: "pi-3"}
+
+
+def serving(**rates: Any) -> ModelFacts:
+    return ModelFacts("qwen", **{"prefill_tps": 100.0, "decode_tps": 10.0} | rates)
+
+
+def member(
+    node: NodeId, *models: ModelFacts, state: str = "alive", version: int = 1, flags: tuple[str, ...] = ()
+) -> Member:
+    return Member(node, 0, state, Facts(version=version, name=NAMES[node], models=models, flags=flags))
+
+
+def chosen(placement: Placement, model: str = "qwen", exclude: tuple[NodeId, ...] = (), now: float = 0.0) -> Choice:
+    choice = placement.choose(model, False, 100, exclude, now)
+    assert isinstance(choice, Choice), choice
+    return choice
+
+
+def placed(*members: Member) -> Placement:
+    placement = Placement(PI_1)
+    placement.members_changed(members)
+    return placement
+
+
+def test_among_equals_this_node_answers_itself() -> None:
+    assert chosen(placed(member(PI_2, serving()), member(PI_1, serving()))).node == PI_1
+
+
+def test_a_faster_node_is_preferred_and_the_reason_says_why() -> None:
+    choice = chosen(placed(member(PI_1, serving()), member(PI_2, serving(decode_tps=34.0))))
+    assert (choice.node, choice.name, choice.model) == (PI_2, "pi-2", "qwen")
+    assert choice.reason == "pi-2: 0 running, 0 queued, 34 tok/s, predicted 4.8 s"
+
+
+def test_a_queue_sends_requests_elsewhere() -> None:
+    assert chosen(placed(member(PI_1, serving(queued=1)), member(PI_2, serving()))).node == PI_2
+
+
+def test_a_throttled_board_is_avoided_while_another_is_as_fast() -> None:
+    hot = member(PI_1, serving(), flags=("throttled",))
+    assert chosen(placed(hot, member(PI_2, serving()))).node == PI_2
+    assert chosen(placed(hot, member(PI_2, serving(decode_tps=4.0)))).node == PI_1
+
+
+def test_an_excluded_or_dead_node_is_not_chosen() -> None:
+    placement = placed(member(PI_1, serving()), member(PI_2, serving()), member(PI_3, serving(), state="failed"))
+    assert chosen(placement, exclude=(PI_1,)).node == PI_2
+    fault = placement.choose("qwen", False, 0, (PI_1, PI_2), 0.0)
+    assert type(fault) is Unavailable
+    assert "pi-1: failed this request, pi-2: failed this request, pi-3: failed." in str(fault)
+
+
+def test_an_unknown_model_names_those_there_are() -> None:
+    fault = placed(member(PI_1, serving()), member(PI_2, ModelFacts("llama"))).choose("gpt-5", False, 0, (), 0.0)
+    assert isinstance(fault, NotFound)
+    assert "llama, qwen" in str(fault)
+    assert fault.param == "model"
+
+
+def test_no_name_means_the_only_model_and_is_refused_among_several() -> None:
+    one = placed(member(PI_2, serving()))
+    assert chosen(one, "").model == chosen(one, "default").model == "qwen"
+    assert isinstance(placed(member(PI_2, serving(), ModelFacts("llama"))).choose("", False, 0, (), 0.0), NotFound)
+    assert isinstance(Placement(PI_1).choose("", False, 0, (), 0.0), NotFound)
+
+
+def test_embeddings_go_only_to_models_that_give_them() -> None:
+    placement = placed(member(PI_1, serving()), member(PI_2, serving(embeddings=True, decode_tps=1.0)))
+    choice = placement.choose("qwen", True, 10, (), 0.0)
+    assert isinstance(choice, Choice)
+    assert choice.node == PI_2
+
+
+def test_a_burst_is_spread_before_gossip_tells_of_it() -> None:
+    placement = placed(member(PI_1, serving()), member(PI_2, serving()))
+    assert [chosen(placement).node for _ in range(4)] == [PI_1, PI_2, PI_1, PI_2]
+
+
+def test_what_was_sent_is_forgotten_with_newer_facts_or_time() -> None:
+    placement = placed(member(PI_1, serving()), member(PI_2, serving()))
+    chosen(placement)
+    placement.members_changed([member(PI_1, serving(), version=2), member(PI_2, serving())])
+    assert chosen(placement).node == PI_1
+    assert chosen(placement, now=UNSEEN_S + 1).node == PI_1
+
+
+def test_the_models_of_alive_nodes_are_listed_with_their_nodes() -> None:
+    gone = member(PI_3, ModelFacts("x"), state="left")
+    placement = placed(member(PI_1, serving()), member(PI_2, serving(), ModelFacts("llama")), gone)
+    assert placement.models() == {"llama": (PI_2,), "qwen": (PI_1, PI_2)}
+
+
+def test_a_longer_prompt_a_slower_board_and_a_hop_all_take_longer() -> None:
+    facts, model = Facts(), serving()
+    base = predict(model, facts, 100, local=True)
+    assert predict(model, facts, 1000, local=True) > base
+    assert predict(serving(prefill_tps=10.0), facts, 100, local=True) > base
+    assert predict(serving(busy=1), facts, 100, local=True) > base
+    assert predict(serving(queued=1), facts, 100, local=True) > predict(serving(busy=1), facts, 100, local=True)
+    assert base < predict(model, facts, 100, local=False) < base * 1.01
+    assert predict(ModelFacts("new"), facts, 100, local=True) > 0
