@@ -93,7 +93,8 @@ class Daemon:
                 fix="Run `picluster init --cluster NAME` on the first node, `picluster join TOKEN` on the others.",
             )
         self.me = me
-        self.told = await asyncio.to_thread(identity.joined, me.directory) or identity.Told()
+        told = await asyncio.to_thread(identity.joined, me.directory)
+        self.told = told or identity.Told()
         self.models = self._resolve_models()
         self.ledger = await LedgerWriter.start(
             state / "ledger.db", me.signer, identity.verify, me.name, _wall_ms, config.ledger

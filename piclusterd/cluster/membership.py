@@ -8,8 +8,8 @@ never to SWIM). A link coming up makes a member; a link going down starts suspic
     period over       A: B is suspect ──Gossip──▶ all     B: "alive, incarnation + 1" ──Gossip──▶ all
     suspicion over    A: B has failed (it stays listed, and refutes when it comes back)
 
-Precedence (SWIM §4.2): the higher incarnation wins; within one, left > failed > suspect > alive. Only the subject raises
-its incarnation. Facts are replaced as a whole by the higher (incarnation, version).
+Precedence (SWIM §4.2): the higher incarnation wins; within one, left > failed > suspect > alive. Only the subject
+raises its incarnation. Facts are replaced as a whole by the higher (incarnation, version).
 
 Lifeguard (arXiv 1707.00788): `health` counts signs that *we* are the slow one (missing nacks, refuted suspicions, a
 stalled loop) and stretches our probes; confirmations by others shorten a suspicion from max to min.
