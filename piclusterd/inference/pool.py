@@ -33,6 +33,8 @@ LOADING_DEATHS_MAX = 2
 """One death may be an accident (the OOM killer); two at the same point are the file's doing."""
 BACKOFF_S, BACKOFF_MAX_S = 0.25, 30.0
 """Before a dead child is started again: the first and the longest pause; it doubles from death to death."""
+BACKOFF_DOUBLINGS = 7
+"""After which the longest pause is reached anyway."""
 SMOOTHING = 0.2
 """Weight of the newest measurement in the running averages."""
 REQUEST_S = 5.0
@@ -98,7 +100,7 @@ class Served:
             except ChildDied as fault:
                 loading_deaths += 1
                 if loading_deaths >= LOADING_DEATHS_MAX:
-                    self._give_up(f"{fault} That was the {loading_deaths}. time: the file is not tried again.")
+                    self._give_up(f"{fault} It died {loading_deaths} times while loading: the file is not tried again.")
                     return
                 await self._back_off(fault)
                 continue
@@ -118,10 +120,10 @@ class Served:
 
     async def _back_off(self, fault: ChildDied) -> None:
         log.warning("model %s: %s", self.spec.name, fault)
-        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2**self._deaths) * random.uniform(0.5, 1.0)
-        self._deaths += 1
+        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2**self._deaths)
+        self._deaths = min(self._deaths + 1, BACKOFF_DOUBLINGS)
         self._become("loading", str(fault))
-        await asyncio.sleep(pause)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Child]:

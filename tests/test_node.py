@@ -1,0 +1,373 @@
+"""The hall: what depends on a term or a vote waits for the disk, notes go round, and four nodes make a cluster."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from contextlib import ExitStack, closing
+from random import Random
+
+import pytest
+
+from piclusterd import node as module
+from piclusterd.cluster.timings import PRESETS
+from piclusterd.errors import Unavailable
+from piclusterd.events import (
+    Activated,
+    Answer,
+    Append,
+    Appended,
+    CloseHub,
+    DeadlineReached,
+    Deposed,
+    Durable,
+    Effect,
+    Elected,
+    EntriesRead,
+    Event,
+    HardState,
+    HardStateSaved,
+    HookArrived,
+    HookTaken,
+    LedgerGrew,
+    LinkDown,
+    LinkUp,
+    LoopLagged,
+    Noted,
+    OpenHub,
+    Read,
+    Received,
+    SaveHardState,
+    Send,
+    Shutdown,
+    Snapshot,
+    Stopped,
+    Store,
+    Stored,
+    View,
+    WhoServes,
+)
+from piclusterd.ids import NodeId
+from piclusterd.ledger import store
+from piclusterd.node import BOUND_TO_HARD_STATE, INCARNATION_SHIFT, Node, Setup
+from piclusterd.sim.keys import SimKey, verify
+from piclusterd.wire import (
+    BATCH_BYTES_MAX,
+    BATCH_ENTRIES_MAX,
+    Ack,
+    Facts,
+    Gossip,
+    Heartbeat,
+    Held,
+    Hook,
+    Ping,
+    Push,
+    RequestVote,
+    Vote,
+    Voters,
+)
+
+A, B, C = (NodeId(letter * 16) for letter in "abc")
+ABC = Voters(1, 0, (A, B, C))
+PI = PRESETS["pi"]
+
+
+def alone(hard: HardState | None = None) -> Node:
+    setup = Setup(A, "home", Facts(name="pi-a"), PI, hard or HardState(voters=ABC))
+    node = Node(setup, Random(1), 0.0)
+    for peer in (B, C):
+        node.handle(LinkUp(peer), 0.0)
+    return node
+
+
+def messages(effects: list[Effect]) -> list[object]:
+    return [effect.message for effect in effects if isinstance(effect, Send)]
+
+
+def notes(effects: list[Effect]) -> list[object]:
+    return [effect.note for effect in effects if isinstance(effect, Noted)]
+
+
+def token_of(effects: list[Effect]) -> int:
+    return [effect.token for effect in effects if isinstance(effect, SaveHardState)][-1]
+
+
+# persist before you promise --------------------------------------------------------------------------------------
+def test_a_vote_leaves_only_after_it_is_saved() -> None:
+    """Raft §5.1"""
+    node = alone()
+    effects = node.handle(Received(B, RequestVote(1, False, ABC)), 0.0)
+    assert not any(isinstance(message, Vote) for message in messages(effects))
+    token = token_of(effects)
+    assert messages(node.handle(HardStateSaved(token), 0.1)) == [Vote(1, False, True)]
+    assert messages(node.handle(HardStateSaved(token), 0.2)) == [], "once"
+
+
+def test_a_candidate_asks_for_votes_only_after_its_own_is_saved() -> None:
+    node = alone()
+    node.handle(DeadlineReached(), 10.0)
+    effects = node.handle(Received(B, Vote(1, True, True)), 10.0)
+    assert not any(isinstance(message, RequestVote) for message in messages(effects))
+    sent = messages(node.handle(HardStateSaved(token_of(effects)), 10.1))
+    assert sent == [RequestVote(1, False, ABC)] * 2
+
+
+def test_everything_that_promises_a_term_waits_in_order_and_everything_else_goes_on() -> None:
+    node = alone()
+    effects = node.handle(Received(B, Heartbeat(4, b"other", ABC)), 0.0)
+    assert not any(isinstance(message, BOUND_TO_HARD_STATE) for message in messages(effects))
+    assert any(isinstance(message, Ack) for message in messages(node.handle(Received(B, Ping(1, b"")), 0.0)))
+    node.handle(Received(C, RequestVote(4, True, ABC)), 0.0)
+    released = messages(node.handle(HardStateSaved(token_of(effects)), 0.1))
+    assert [type(message) for message in released[:1]] == [Held]
+    assert Vote(4, True, False) in released
+    assert all(message.term == 4 for message in released if isinstance(message, Held))
+
+
+def test_only_the_newest_save_releases_what_waits() -> None:
+    node = alone()
+    first = token_of(node.handle(Received(B, RequestVote(1, False, ABC)), 0.0))
+    second = token_of(node.handle(Received(C, RequestVote(2, False, ABC)), 0.0))
+    assert messages(node.handle(HardStateSaved(first), 0.1)) == []
+    assert Vote(2, False, True) in messages(node.handle(HardStateSaved(second), 0.2))
+
+
+def test_what_a_stalled_disk_holds_back_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_BACK_MAX", 5)
+    node = alone()
+    token = token_of(node.handle(Received(B, RequestVote(1, False, ABC)), 0.0))
+    for _ in range(20):
+        node.handle(Received(C, Heartbeat(0, b"other", ABC)), 0.0)
+    assert len(messages(node.handle(HardStateSaved(token), 1.0))) == 5
+
+
+def test_a_promise_in_the_newest_term_answers_a_push_of_that_term() -> None:
+    """Election sees a message first, so that the ledger's deciders answer in the newest term."""
+    node = alone()
+    effects = node.handle(Received(B, Push(7, ())), 0.0)
+    (order,) = [effect for effect in effects if isinstance(effect, Store)]
+    node.handle(HardStateSaved(token_of(effects)), 0.1)
+    (held,) = messages(node.handle(Stored(order.token, (), ()), 0.2))
+    assert isinstance(held, Held)
+    assert held.term == 7
+
+
+# the rest of the hall --------------------------------------------------------------------------------------------
+def test_a_boot_outranks_every_incarnation_of_the_life_before() -> None:
+    node = alone(HardState(voters=ABC, incarnation=3))
+    assert node.membership.mine.incarnation == 3 << INCARNATION_SHIFT
+
+
+def test_the_deadline_is_the_earliest_of_all_deciders() -> None:
+    node = alone()
+    assert node.deadline() == min(node.membership.deadline(), node.election.deadline())
+    assert node.deadline() <= PI.probe_s
+
+
+def test_a_spurious_deadline_changes_nothing_that_others_see() -> None:
+    assert messages(alone().handle(DeadlineReached(), 0.01)) == []
+
+
+def test_what_peers_send_never_raises() -> None:
+    node = alone()
+    stranger = NodeId("f" * 16)
+    for sender, kind in itertools.product((stranger, A, B), (Gossip, Ping, Held, Push, Vote, RequestVote, Heartbeat)):
+        message = {
+            Gossip: Gossip(()),
+            Ping: Ping(2**60, b""),
+            Held: Held(0, b"", ()),
+            Push: Push(0, ()),
+            Vote: Vote(0, True, True),
+            RequestVote: RequestVote(0, True, Voters()),
+            Heartbeat: Heartbeat(0, b"", Voters()),
+        }[kind]
+        node.handle(Received(sender, message), 0.0)
+
+
+def test_no_model_no_choice() -> None:
+    (answer,) = alone().handle(WhoServes(9, "llama"), 0.0)
+    assert isinstance(answer, Answer)
+    assert answer.ticket == 9
+    assert isinstance(answer.value, Exception)
+
+
+def test_a_snapshot_is_one_consistent_picture() -> None:
+    (answer,) = alone().handle(Snapshot(5), 1.0)
+    assert isinstance(answer, Answer)
+    view = answer.value
+    assert isinstance(view, View)
+    assert (answer.ticket, view.me, view.name, view.cluster, view.role) == (5, A, "pi-a", "home", "follower")
+    assert (view.term, view.leader, view.voters, view.quorum) == (0, None, (A, B, C), 3)
+    assert [member.node for member in view.members] == [A, B, C]
+
+
+def test_who_has_no_vote_is_shown_as_learner() -> None:
+    node = alone(HardState(voters=Voters(1, 0, (B, C))))
+    assert node.view(0.0).role == "learner"
+
+
+def test_stopping_says_goodbye_and_then_stops() -> None:
+    effects = alone().handle(Shutdown(), 1.0)
+    assert [type(message) for message in messages(effects)] == [Gossip, Gossip]
+    assert effects[-1] == Stopped()
+
+
+def test_a_stall_is_told_to_membership() -> None:
+    node = alone()
+    node.handle(LoopLagged(5.0), 5.0)
+    assert node.membership.health == 1
+
+
+# a cluster of one, on a real ledger ------------------------------------------------------------------------------
+def test_a_lone_node_elects_itself_recovers_and_takes_a_webhook() -> None:
+    with ExitStack() as stack:
+        house = House(1, stack)
+        (one,) = house.actors
+        house.run_until(lambda: one.node.replicate.active, within=10)
+        assert [type(note) for note in one.noted if not isinstance(note, LedgerGrew)][-3:] == [Elected, Activated, Durable]
+        house.tell(one, HookArrived(1, Hook("linear", "k", "create", b"{}")))
+        assert one.answers == {1: HookTaken(None, duplicate=False)}
+        assert one.node.view(house.now).hooks == 1
+
+
+# a cluster with a pretend wire -----------------------------------------------------------------------------------
+class Actor:
+    """A node, its real ledger, and a record of what it did."""
+
+    def __init__(self, number: int, stack: ExitStack) -> None:
+        self.conn = stack.enter_context(closing(store.open_database(":memory:")))
+        self.key = SimKey(number)
+        self.log = store.open_log(self.conn, self.key, f"pi-{number}", 1, 0)
+        self.node: Node
+        self.noted: list[object] = []
+        self.answers: dict[int, object] = {}
+        self.hub_term: int | None = None
+
+
+class House:
+    """Nodes whose disks answer at once and whose wires lose nothing but what is cut."""
+
+    def __init__(self, voters: int, stack: ExitStack) -> None:
+        self.now = 100.0
+        self.actors = [Actor(number, stack) for number in range(voters)]
+        self.by_id = {actor.log.origin: actor for actor in self.actors}
+        self.queue: deque[tuple[Actor, Event]] = deque()
+        self.cut: set[NodeId] = set()
+        record = Voters(1, 0, tuple(sorted(self.by_id)))
+        for number, actor in enumerate(self.actors):
+            setup = Setup(
+                me=actor.log.origin,
+                cluster="home",
+                facts=Facts(name=f"pi-{number}"),
+                timings=PI,
+                hard=HardState(voters=record),
+                heads=store.heads(actor.conn),
+                ledger=store.facts(actor.conn),
+            )
+            actor.node = Node(setup, Random(number), self.now)
+        for one in self.actors:
+            for other in self.actors:
+                if one is not other:
+                    self.tell(one, LinkUp(other.log.origin))
+
+    def tell(self, actor: Actor, event: Event) -> None:
+        self.queue.append((actor, event))
+        for _ in range(10_000):
+            if not self.queue:
+                return
+            who, what = self.queue.popleft()
+            for effect in who.node.handle(what, self.now):
+                self.perform(who, effect)
+        raise AssertionError("they talk without end")
+
+    def run_until(self, until, within: float) -> None:  # type: ignore[no-untyped-def]
+        ends = self.now + within
+        while not until():
+            due, _, actor = min((a.node.deadline(), number, a) for number, a in enumerate(self.actors))
+            assert due <= ends, f"it did not happen within {within} s"
+            self.now = max(self.now, due)
+            self.tell(actor, DeadlineReached())
+
+    def perform(self, actor: Actor, effect: Effect) -> None:
+        match effect:
+            case Send(to, message):
+                if not {to, actor.log.origin} & self.cut:
+                    self.queue.append((self.by_id[to], Received(actor.log.origin, message)))
+            case SaveHardState(token):
+                self.queue.append((actor, HardStateSaved(token)))
+            case Append(token, records):
+                self.queue.append((actor, Appended(token, *store.append(actor.conn, actor.log, records, actor.key, 0))))
+            case Store(token, entries):
+                applied = store.apply(actor.conn, entries, verify)
+                self.queue.append((actor, Stored(token, applied.facts, applied.heads, applied.dropped)))
+            case Read(token, spans):
+                entries = store.read(actor.conn, spans, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX)
+                self.queue.append((actor, EntriesRead(token, entries)))
+            case Answer(ticket, value):
+                actor.answers[ticket] = value
+            case Noted(note):
+                actor.noted.append(note)
+            case OpenHub(term):
+                actor.hub_term = term
+            case CloseHub():
+                actor.hub_term = None
+            case _:
+                raise AssertionError(effect)
+
+    @property
+    def coordinators(self) -> list[Actor]:
+        return [actor for actor in self.actors if actor.node.replicate.active]
+
+    def coordinator(self) -> Actor:
+        self.run_until(lambda: bool(self.coordinators), within=30)
+        (actor,) = self.coordinators
+        return actor
+
+    def isolate(self, actor: Actor) -> None:
+        self.cut.add(actor.log.origin)
+        for other in self.actors:
+            if other is not actor:
+                self.tell(actor, LinkDown(other.log.origin))
+                self.tell(other, LinkDown(actor.log.origin))
+
+
+def test_three_nodes_take_a_webhook_on_any_node_and_hold_it_everywhere() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        assert [a.hub_term for a in house.actors].count(None) == 2
+        assert leader.hub_term == leader.node.election.term
+        for ticket, actor in enumerate(house.actors):
+            house.tell(actor, HookArrived(ticket, Hook("linear", f"k{ticket}", "create", b"{}")))
+            assert actor.answers == {ticket: HookTaken(None, duplicate=False)}
+        assert {len(actor.node.journal.hooks) for actor in house.actors} == {3}
+        assert len({actor.node.reconcile.digest for actor in house.actors}) == 1
+
+
+def test_a_webhook_that_a_cut_off_coordinator_cannot_make_durable_is_never_called_taken() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        old = house.coordinator()
+        house.isolate(old)
+        house.tell(old, HookArrived(1, Hook("linear", "k", "create", b"{}")))
+        assert old.answers == {}
+        house.run_until(lambda: not old.node.replicate.active, within=30)
+        assert isinstance(old.answers[1], Unavailable)
+        assert any(isinstance(note, Deposed) for note in old.noted)
+        assert old.hub_term is None
+
+
+def test_the_next_coordinator_holds_every_webhook_that_was_called_taken() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        old = house.coordinator()
+        for ticket in range(5):
+            house.tell(old, HookArrived(ticket, Hook("linear", f"k{ticket}", "create", b"{}")))
+        assert len(old.answers) == 5
+        house.isolate(old)
+        house.run_until(lambda: any(a is not old for a in house.coordinators), within=30)
+        (new,) = [actor for actor in house.coordinators if actor is not old]
+        assert set(new.node.journal.hooks) == {f"k{ticket}" for ticket in range(5)}
+        assert new.node.election.term > 1
+        house.tell(new, HookArrived(9, Hook("linear", "k0", "create", b"{}")))
+        assert new.answers == {9: HookTaken(None, duplicate=True)}

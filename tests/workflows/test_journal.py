@@ -1,0 +1,147 @@
+"""The fold: the same entries give the same picture, in whatever order and however often they come."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piclusterd.events import Fact
+from piclusterd.ids import LogId, NodeId, RunId
+from piclusterd.workflows.journal import DETAIL_CHARS_MAX, Journal, hook_of, hook_record
+
+from .desk import LOG, Ledger, hook, run_of
+
+LOGS = [LOG, LogId(NodeId("b" * 16), 1)]
+
+
+def folded(*facts: Fact) -> Journal:
+    journal = Journal()
+    journal.grow(facts)
+    return journal
+
+
+def picture(journal: Journal) -> object:
+    """All that others may look at. The order in which steps were first heard of is for people only."""
+    runs = [
+        (r.run, r.workflow, r.title, r.hook, r.hlc, r.done, sorted(r.results.items()), sorted(r.intents.items()))
+        for r in sorted(journal.runs.values(), key=lambda r: r.run)
+    ]
+    hooks = [(key, entry.rank, entry.run) for key, entry in sorted(journal.hooks.items())]
+    return runs, hooks, journal.open_runs()
+
+
+def step(kind: str, seq: int, key: str = "k", term: int = 1, log: LogId = LOG, **body: object) -> Fact:
+    return Fact(log, seq, term, kind, {"run": run_of(key), **body}, hlc=seq)
+
+
+def hook_fact(seq: int, key: str = "k", term: int = 1, log: LogId = LOG, workflow: str = "three") -> Fact:
+    return Fact(log, seq, term, "hook", hook_record(hook(key), workflow, f"about {key} at {seq}", term).body, hlc=seq)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Fact]:
+    """Facts of two logs and a few terms about two runs: hooks twice, results twice, intents and ends."""
+    facts = []
+    for seq in range(1, draw(st.integers(1, 9)) + 1):
+        where = {
+            "key": draw(st.sampled_from("kl")),
+            "term": draw(st.integers(1, 3)),
+            "log": draw(st.sampled_from(LOGS)),
+        }
+        kind = draw(st.sampled_from(["hook", "run.intent", "run.result", "run.done", "run.later", "term"]))
+        if kind == "hook":
+            facts.append(hook_fact(seq, workflow=draw(st.sampled_from(["three", ""])), **where))
+        else:
+            body = {"step": draw(st.sampled_from("xy")), "attempt": draw(st.integers(1, 3)), "value": {"seq": seq}}
+            facts.append(step(kind, seq, outcome="done", detail=str(seq), **body, **where))
+    return facts
+
+
+@settings(max_examples=300)
+@given(histories(), st.data())
+def test_any_order_and_any_repetition_give_the_same_picture(facts: list[Fact], data: st.DataObject) -> None:
+    repeated = facts + data.draw(st.lists(st.sampled_from(facts), max_size=4))
+    shuffled = data.draw(st.permutations(repeated))
+    assert picture(folded(*shuffled)) == picture(folded(*facts))
+
+
+@given(histories(), st.data())
+def test_it_does_not_matter_in_which_portions_entries_come(facts: list[Fact], data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(facts)))
+    journal = folded(*facts[:cut])
+    journal.grow(facts[cut:])
+    assert picture(journal) == picture(folded(*facts))
+
+
+def test_a_hook_opens_the_run_it_names() -> None:
+    journal = folded(hook_fact(1))
+    assert journal.hooks["k"].run == run_of("k")
+    assert journal.open_runs() == [run_of("k")]
+    (view,) = journal.views(10)
+    assert (view.state, view.workflow, view.title, view.step, view.attempts) == ("open", "three", "about k at 1", "", 0)
+
+
+def test_a_hook_that_no_workflow_wants_is_kept_without_a_run() -> None:
+    journal = folded(hook_fact(1, workflow=""))
+    assert journal.hooks["k"].run is None
+    assert journal.runs == {}
+
+
+def test_of_two_entries_of_one_hook_the_first_by_rank_stands() -> None:
+    journal = folded(hook_fact(9, term=2), hook_fact(4, term=1), hook_fact(5, term=1))
+    assert journal.hooks["k"].rank == (1, LOG, 4)
+    assert journal.runs[run_of("k")].title == "about k at 4"
+
+
+def test_of_two_results_the_one_of_the_newer_term_wins() -> None:
+    facts = [step("run.result", 3, term=2, step="x", value={"v": "new"}), step("run.result", 8, step="x", value={"v": "old"})]
+    assert folded(*facts).runs[run_of("k")].values() == {"x": {"v": "new"}}
+
+
+def test_a_run_whose_end_comes_before_its_hook_never_opens() -> None:
+    journal = folded(step("run.done", 5, outcome="done", detail="d"), hook_fact(1))
+    assert journal.open_runs() == []
+    assert journal.runs[run_of("k")].hook is None
+    assert journal.views(1)[0].state == "done"
+
+
+def test_results_before_their_hook_wait_for_it() -> None:
+    journal = folded(step("run.result", 5, step="x", value={"v": 1}))
+    assert journal.open_runs() == []
+    journal.grow([hook_fact(1)])
+    assert journal.open_runs() == [run_of("k")]
+    assert journal.runs[run_of("k")].values() == {"x": {"v": 1}}
+
+
+def test_open_runs_come_oldest_first_and_views_newest_first() -> None:
+    journal = folded(hook_fact(3, "c"), hook_fact(1, "a"), hook_fact(2, "b"))
+    assert journal.open_runs() == [run_of(key) for key in "abc"]
+    assert [view.run for view in journal.views(2)] == [run_of("c"), run_of("b")]
+
+
+def test_a_view_shows_the_step_and_the_attempt_under_way_and_then_the_end() -> None:
+    journal = folded(hook_fact(1), step("run.intent", 2, step="x", attempt=1), step("run.intent", 3, step="x", attempt=3))
+    (view,) = journal.views(1)
+    assert (view.step, view.attempts) == ("x", 3)
+    journal.grow([step("run.done", 4, outcome="failed", detail="w" * 2 * DETAIL_CHARS_MAX)])
+    (view,) = journal.views(1)
+    assert (view.state, view.step, len(view.detail)) == ("failed", "", DETAIL_CHARS_MAX)
+
+
+def test_the_event_of_a_finished_run_is_not_kept_in_memory() -> None:
+    journal = folded(hook_fact(1), step("run.done", 2, outcome="done"))
+    assert journal.runs[run_of("k")].hook is None
+    assert "k" in journal.hooks, "so that a late duplicate is known"
+
+
+def test_a_hook_survives_the_way_through_a_record() -> None:
+    record = hook_record(hook("k"), "three", "t", 4)
+    assert hook_of(record.body) == hook("k")
+    (fact,) = Ledger().add(record)
+    assert folded(fact).hooks["k"].rank == (4, LOG, 1)
+
+
+def test_kinds_of_other_rooms_and_of_newer_releases_mean_nothing_here() -> None:
+    journal = folded(Fact(LOG, 1, 1, "term", {}), Fact(LOG, 2, 1, "log.open", {}), step("run.paused", 3))
+    assert journal.open_runs() == []
+    assert RunId(run_of("k")) in journal.runs
