@@ -10,6 +10,7 @@ Every resource is entered on one exit stack, so that a start that fails half-way
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import random
@@ -93,6 +94,7 @@ class Daemon:
                 fix="Run `picluster init --cluster NAME` on the first node, `picluster join TOKEN` on the others.",
             )
         self.me = me
+        self._stack.callback(os.close, await asyncio.to_thread(_lock, state))
         told = await asyncio.to_thread(identity.joined, me.directory)
         self.told = told or identity.Told()
         self.models = self._resolve_models()
@@ -316,6 +318,22 @@ class Daemon:
                 await self._stack.aclose()
         except TimeoutError:
             log.warning("not everything closed within %s s", STOP_S)
+
+
+def _lock(state: Path) -> int:
+    """One daemon a state directory: two would extend one log, and vote twice. The kernel lets go when a process ends.
+
+    Returns the file descriptor that holds the lock. Raises `UserError`.
+    """
+    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(
+            f"another piclusterd runs on {state}", "it holds the lock there", "Stop it, or give this one a state_dir."
+        ) from None
+    return lock
 
 
 def _wall_ms() -> int:

@@ -1,7 +1,7 @@
 """The hall: every event goes to the deciders, every effect goes out, and no policy lives here.
 
-    event ─▶ membership ─▶ election ─▶ reconcile ─▶ replicate ─▶ intake ─▶ runs ─▶ effects
-                  ▲             notes (Elected, LedgerGrew, Durable …) go round until none is left
+    event ─▶ those of: membership, election, reconcile, replicate, intake, runs ─▶ effects
+                            ▲      notes (Elected, LedgerGrew, Durable …) go round until none is left
 
 The order matters once: election sees a message first, so that the ledger's deciders answer in the newest term. And the
 hall keeps one rule for all: what depends on hard state (a term, a vote) waits here until the disk has it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -22,19 +22,33 @@ from .cluster.membership import Membership
 from .cluster.timings import Timings
 from .events import (
     Answer,
+    Appended,
+    AppendFailed,
+    DeadlineReached,
     Effect,
+    EntriesRead,
     Event,
     Fact,
+    FactsChanged,
     HardState,
+    HardStateSaved,
+    HookArrived,
     LedgerGrew,
+    LinkDown,
+    LinkUp,
+    LoopLagged,
     Note,
     Noted,
     Output,
+    Received,
     Rules,
+    Sealed,
     Send,
     Shutdown,
     Snapshot,
+    StepFinished,
     Stopped,
+    Stored,
     View,
     WhoServes,
 )
@@ -42,11 +56,32 @@ from .ids import NodeId, Term
 from .inference.placement import Placement
 from .ledger.reconcile import Reconcile
 from .ledger.replicate import Replicate
-from .wire import Facts, Head, Heartbeat, Held, Push, RequestVote, TimeoutNow, Vote
+from .wire import (
+    Ack,
+    Batch,
+    Facts,
+    ForwardHook,
+    Gossip,
+    Head,
+    Heartbeat,
+    Held,
+    HookStored,
+    Nack,
+    Ping,
+    PingReq,
+    Push,
+    PushPull,
+    RequestVote,
+    TimeoutNow,
+    Vote,
+    Want,
+)
 from .workflows.intake import Intake
 from .workflows.journal import Journal
 from .workflows.run import Runs
 from .workflows.workflow import Workflow
+
+Handler = Callable[[Event, float], list[Output]]
 
 NOTES_MAX = 10_000
 """Notes that one event may cause; more is a loop between deciders, which is a bug."""
@@ -95,6 +130,7 @@ class Node:
         )
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)
+        self._routes = self._table()
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` causes. Order is kept; nothing is done twice; never raises on what a peer sent."""
@@ -124,12 +160,46 @@ class Node:
         )
 
     # routing -------------------------------------------------------------------------------------------------
+    def _table(self) -> dict[type, tuple[Handler, ...]]:
+        """Who hears of what, in order. What is not listed concerns nobody."""
+        members, election, intake, runs = (
+            self.membership.handle, self.election.handle, self.intake.handle, self.runs.handle
+        )  # fmt: skip
+        reconcile, replicate = self._reconcile, self._replicate
+        linked = (members, election, reconcile, replicate)
+        return {
+            **dict.fromkeys((Ping, Ack), (members, reconcile)),
+            **dict.fromkeys((PingReq, Nack, Gossip, PushPull), (members,)),
+            **dict.fromkeys((RequestVote, Vote, TimeoutNow), (election,)),
+            **dict.fromkeys((Heartbeat, Push), (election, replicate)),
+            Held: (election, reconcile, replicate, intake),
+            **dict.fromkeys((Want, Batch), (reconcile,)),
+            **dict.fromkeys((ForwardHook, HookStored, HookArrived), (intake,)),
+            LinkUp: linked,
+            LinkDown: (*linked, intake),
+            **dict.fromkeys((HardStateSaved, Sealed), (election,)),
+            **dict.fromkeys((Appended, Stored), (reconcile, replicate, intake)),
+            AppendFailed: (intake, runs),
+            EntriesRead: (reconcile,),
+            StepFinished: (runs,),
+            **dict.fromkeys((FactsChanged, LoopLagged), (members,)),
+            Shutdown: (members, election),
+        }
+
     def _deciders(self, event: Event, now: float) -> list[Output]:
-        out = self.membership.handle(event, now) + self.election.handle(event, now)
-        term = self.election.term
-        out += self.reconcile.handle(event, now, term if self._rules.term_fencing else 0)
-        out += self.replicate.handle(event, now, term)
-        return out + self.intake.handle(event, now) + self.runs.handle(event, now)
+        if isinstance(event, DeadlineReached):
+            due: list[Handler] = [d.handle for d in (self.membership, self.election) if d.deadline() <= now]
+            due += [self._reconcile] if self.reconcile.deadline() <= now else []
+            due += [d.handle for d in (self.intake, self.runs) if d.deadline() <= now]
+        else:
+            due = [*self._routes.get(type(event.message if isinstance(event, Received) else event), ())]
+        return [output for handle in due for output in handle(event, now)]
+
+    def _reconcile(self, event: Event, now: float) -> list[Output]:
+        return self.reconcile.handle(event, now, self.election.term if self._rules.term_fencing else 0)
+
+    def _replicate(self, event: Event, now: float) -> list[Output]:
+        return self.replicate.handle(event, now, self.election.term)
 
     def _note(self, note: Note, now: float) -> list[Output]:
         if isinstance(note, LedgerGrew):

@@ -126,7 +126,8 @@ async def test_a_full_inbox_refuses_those_who_cannot_wait_and_holds_those_who_ca
 ) -> None:
     monkeypatch.setattr(mailbox, "EVENTS_MAX", 2)
     box = fresh()
-    assert box.post_now(LoopLagged(1)) and box.post_now(LoopLagged(2))
+    assert box.post_now(LoopLagged(1))
+    assert box.post_now(LoopLagged(2))
     assert not box.post_now(LoopLagged(3))
     with pytest.raises(Overloaded):
         await box.ask(Snapshot, 5)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from random import Random
 
@@ -60,6 +60,7 @@ from piclusterd.wire import (
     Heartbeat,
     Held,
     Hook,
+    PeerMessage,
     Ping,
     Push,
     RequestVote,
@@ -168,20 +169,26 @@ def test_a_spurious_deadline_changes_nothing_that_others_see() -> None:
     assert messages(alone().handle(DeadlineReached(), 0.01)) == []
 
 
-def test_what_peers_send_never_raises() -> None:
+EXTREMES: tuple[PeerMessage, ...] = (
+    Gossip(()),
+    Ping(2**60, b""),
+    Held(0, b"", ()),
+    Push(0, ()),
+    Vote(2**60, True, True),
+    Vote(2**60, False, False),
+    RequestVote(0, True, Voters()),
+    RequestVote(2**60, False, Voters(2**60, 0, ())),
+    Heartbeat(2**60, b"", Voters(2**61, 0, ())),
+)
+
+
+@pytest.mark.parametrize("sender", [A, B, NodeId("f" * 16)], ids=["itself", "a peer", "a stranger"])
+def test_what_peers_send_never_raises(sender: NodeId) -> None:
     node = alone()
-    stranger = NodeId("f" * 16)
-    for sender, kind in itertools.product((stranger, A, B), (Gossip, Ping, Held, Push, Vote, RequestVote, Heartbeat)):
-        message = {
-            Gossip: Gossip(()),
-            Ping: Ping(2**60, b""),
-            Held: Held(0, b"", ()),
-            Push: Push(0, ()),
-            Vote: Vote(0, True, True),
-            RequestVote: RequestVote(0, True, Voters()),
-            Heartbeat: Heartbeat(0, b"", Voters()),
-        }[kind]
+    for message in EXTREMES:
         node.handle(Received(sender, message), 0.0)
+    for _ in range(5):
+        node.handle(DeadlineReached(), node.deadline())
 
 
 def test_no_model_no_choice() -> None:
@@ -224,7 +231,11 @@ def test_a_lone_node_elects_itself_recovers_and_takes_a_webhook() -> None:
         house = House(1, stack)
         (one,) = house.actors
         house.run_until(lambda: one.node.replicate.active, within=10)
-        assert [type(note) for note in one.noted if not isinstance(note, LedgerGrew)][-3:] == [Elected, Activated, Durable]
+        assert [type(note) for note in one.noted if not isinstance(note, LedgerGrew)][-3:] == [
+            Elected,
+            Activated,
+            Durable,
+        ]
         house.tell(one, HookArrived(1, Hook("linear", "k", "create", b"{}")))
         assert one.answers == {1: HookTaken(None, duplicate=False)}
         assert one.node.view(house.now).hooks == 1
@@ -280,7 +291,7 @@ class House:
                 self.perform(who, effect)
         raise AssertionError("they talk without end")
 
-    def run_until(self, until, within: float) -> None:  # type: ignore[no-untyped-def]
+    def run_until(self, until: Callable[[], bool], within: float) -> None:
         ends = self.now + within
         while not until():
             due, _, actor = min((a.node.deadline(), number, a) for number, a in enumerate(self.actors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from typing import Any, get_args
 
 import msgpack
@@ -131,7 +132,7 @@ def test_fields_that_an_older_peer_does_not_know_take_their_defaults() -> None:
 # bombs -----------------------------------------------------------------------------------------------------------
 ARRAY_OF_ALL = b"\xdd" + wire.MESSAGE_BYTES_MAX.to_bytes(4, "big")
 
-BOMBS = {
+BOMBS: dict[str, Callable[[], bytes]] = {
     "nested arrays of sixteen megabytes": lambda: b"\x91" * (16 * 2**20),
     "arrays nested as deep as the cap allows": lambda: b"\x91" * wire.MESSAGE_BYTES_MAX,
     "maps nested as deep as the cap allows": lambda: b"\x81\xa1a" * (wire.MESSAGE_BYTES_MAX // 3),
@@ -163,7 +164,7 @@ def test_a_bomb_is_dropped_without_swelling(name: str) -> None:
 
 def test_the_widest_array_of_arrays_stays_below_the_bound_of_its_bytes() -> None:
     """Empty arrays cost 56 bytes for one on the wire; the caps keep the whole within a Pi's reach."""
-    full = [[[]] * wire.HEADS_MAX] * (wire.MESSAGE_BYTES_MAX // (wire.HEADS_MAX + 3))
+    full: list[Any] = [[[]] * wire.HEADS_MAX] * (wire.MESSAGE_BYTES_MAX // (wire.HEADS_MAX + 3))
     bomb = packed(["gossip", full])
     assert len(bomb) <= wire.MESSAGE_BYTES_MAX
     tracemalloc.start()

@@ -82,33 +82,39 @@ class Cluster:
     with_model: Sequence[int] = (0, 1)
     """Which nodes hold the demo model; the others relay to them."""
     preset: str = "lan"
+    extra: str = ""
+    """TOML added to the end of every node's configuration."""
     members: list[Member] = field(default_factory=list)
     _http: aiohttp.ClientSession | None = None
 
     # founding ------------------------------------------------------------------------------------------------
+    def prepare(self) -> list[Member]:
+        """The nodes' directories, ports and configuration files; nothing runs yet."""
+        self.members = [self._member(i) for i in range(self.size)]
+        for index, member in enumerate(self.members):
+            self._write_config(member, model=index in self.with_model)
+        return self.members
+
     async def found(
         self,
         told: Callable[[str, str], None] = lambda who, text: None,
         started: Callable[[Member], None] = lambda member: None,
     ) -> None:
         """All nodes made, joined and running. `told(who, text)` hears of each step, `started` of each node up."""
-        self.members = [self._member(i) for i in range(self.size)]
-        for index, member in enumerate(self.members):
-            self._write_config(member, model=index in self.with_model)
-        first, *others = self.members
-        await self._picluster(first, "init", "--cluster", "demo", "--name", first.name, "--expect", str(self.size))
+        first, *others = self.prepare()
+        await self.picluster(first, "init", "--cluster", "demo", "--name", first.name, "--expect", str(self.size))
         told(first.name, "picluster init: made the cluster's CA and its own key")
         await self.start(first)
         started(first)
         for member in others:
             token = await self.token()
-            said = await self._picluster(member, "join", token, "--name", member.name)
+            said = await self.picluster(member, "join", token, "--name", member.name)
             told(member.name, f"picluster join: {_joined_line(said)}")
             await self.start(member)
             started(member)
 
     async def token(self) -> str:
-        said = await self._picluster(self.members[0], "token", "create", "--ttl", "10m")
+        said = await self.picluster(self.members[0], "token", "create", "--ttl", "10m")
         return next(word for word in said.split() if word.startswith("pcl1."))
 
     def _member(self, index: int) -> Member:
@@ -136,6 +142,7 @@ class Cluster:
         lines = [_toml(name, keys) for name, keys in sections.items()]
         if model:
             lines.append(f'[[models]]\nname = "{MODEL}"\npath = "builtin:triage-demo"\ncontext = 4096\nslots = 4\n')
+        lines.append(self.extra)
         member.config.write_text("\n".join(lines))
 
     def _secret(self, member: Member, name: str, value: str) -> str:
@@ -144,7 +151,7 @@ class Cluster:
         path.chmod(0o600)
         return str(path)
 
-    async def _picluster(self, member: Member, *words: str) -> str:
+    async def picluster(self, member: Member, *words: str) -> str:
         """The client, as a person would run it on that node."""
         command = [sys.executable, "-m", "piclusterd.cli.main", *words, "--config", str(member.config)]
         process = await asyncio.create_subprocess_exec(

@@ -2,7 +2,7 @@
 
     webhooks all the while ──▶ hub or a node ──200──▶ promised
     until N: coordinator active ─▶ a random moment ─▶ SIGKILL ─▶ the next one serves, acks ─▶ the dead one starts again
-    at the end: every run closed, all nodes stopped, their SQLite files audited (`kill_audit`)
+    at the end: every run closed, all nodes killed, their SQLite files audited (`kill_audit`)
 
 Three real daemons, the hub (real workerd where it runs) and Linear's double. Every few kills the hub is killed, too.
 A webhook without a 200 is sent again, as Linear does, and some go in by both doors: that must not triage them twice.
@@ -43,7 +43,7 @@ WEBHOOKS_A_KILL = 20
 KILLS_MAX = 250
 """Beyond it a kill would have no webhook of its own."""
 ACTIVE_FOR_MAX_S = 1.0
-"""A coordinator is killed at a random moment of its first second: recovering, taking webhooks, in the middle of runs."""
+"""A coordinator is killed at a random moment of its first second: taking webhooks, in the middle of runs."""
 DEAD_FOR_MAX_S = 1.0
 """Sometimes the dead node is back before the next kill, sometimes a majority is not there for a while."""
 NEXT_S = 60.0
@@ -199,8 +199,9 @@ class KillLoop:
 
         await self.cluster.until(drained, "every promised webhook is triaged", DRAIN_S)
         await self.cluster.until_equal()
-        for member in self.cluster.members:
-            await self.cluster.stop(member)
+        for member in self.cluster.members:  # all at once: an orderly stop would hand over, and a new term is an entry
+            self.cluster.kill(member)
+        await asyncio.gather(*(member.process.wait() for member in self.cluster.members if member.process))
         return await asyncio.to_thread(audit, ledgers, sorted(self.promised), self.world.linear)
 
     async def close(self) -> None:

@@ -48,8 +48,9 @@ class Room:
         return [n for n in self.nodes if n != node]
 
 
-def saved(node: Election, token: int, now: float) -> None:
+def unsaved_after(node: Election, token: int, now: float) -> bool:
     node.handle(HardStateSaved(token), now)
+    return node.unsaved
 
 
 def alone(hard: HardState | None = None, me: NodeId = A) -> tuple[Election, Wire]:
@@ -163,13 +164,8 @@ def test_votes_count_only_once_the_candidates_own_is_durable() -> None:
 def test_an_older_save_does_not_release_a_newer_state() -> None:
     node, wire = alone()
     out = node.handle(Received(B, RequestVote(1, False, ABC)), wire.now)
-    tokens = [o.token for o in out if isinstance(o, SaveHardState)]
-    saved(node, tokens[0] - 1, wire.now)
-    assert node.unsaved
-    saved(node, tokens[-1], wire.now)
-    assert not node.unsaved
-    saved(node, tokens[0], wire.now)
-    assert not node.unsaved
+    term, vote = (o.token for o in out if isinstance(o, SaveHardState))
+    assert [unsaved_after(node, token, wire.now) for token in (term, vote, term)] == [True, False, False]
 
 
 # voting ----------------------------------------------------------------------------------------------------------
@@ -360,7 +356,7 @@ def test_a_candidate_follows_the_leader_that_won_its_term() -> None:
 
 
 def test_a_candidate_without_an_answer_asks_for_prevotes_again() -> None:
-    node, wire = alone()
+    node, _ = alone()
     node.handle(DeadlineReached(), node.deadline())
     node.handle(Received(B, Vote(1, pre=True, granted=True)), node.deadline())
     assert (node.role, node.term) == ("candidate", 1)
@@ -369,7 +365,7 @@ def test_a_candidate_without_an_answer_asks_for_prevotes_again() -> None:
 
 
 def test_a_spurious_deadline_is_harmless() -> None:
-    node, wire = alone()
+    node, _ = alone()
     assert node.handle(DeadlineReached(), node.deadline() - 0.001) == []
     assert node.role == "follower"
 

@@ -64,14 +64,14 @@ def test_two_leaders_of_one_term_are_seen() -> None:
     checks.elected(A, 1)
     checks.elected(A, 1)
     checks.elected(B, 2)
-    with pytest.raises(Violation, match="^I1"):
+    with pytest.raises(Violation, match=r"^I1"):
         checks.elected(B, 1)
 
 
 def test_two_active_coordinators_of_one_term_are_seen() -> None:
     checks = Checks((A, B, C))
     checks.activated(A, 1)
-    with pytest.raises(Violation, match="^I1"):
+    with pytest.raises(Violation, match=r"^I1"):
         checks.activated(B, 1)
 
 
@@ -79,7 +79,7 @@ def test_a_webhook_called_taken_with_too_few_copies_is_seen() -> None:
     checks = Checks((A, B, C))
     checks.landed(A, "k")
     checks.landed(NodeId("d" * 16), "k")
-    with pytest.raises(Violation, match="^I5"):
+    with pytest.raises(Violation, match=r"^I5"):
         checks.called_taken("k", A)
     checks.landed(B, "k")
     checks.called_taken("k", A)
@@ -89,7 +89,7 @@ def test_a_webhook_called_taken_behind_the_newest_coordinators_back_is_seen() ->
     checks = Checks((A, B, C))
     checks.landed(A, "k")
     checks.landed(B, "k")
-    with pytest.raises(Violation, match="^I3"):
+    with pytest.raises(Violation, match=r"^I3"):
         checks.called_taken("k", C)
 
 
@@ -99,7 +99,7 @@ def test_a_coordinator_that_serves_without_a_taken_webhook_is_seen() -> None:
         checks.landed(node, "k")
     checks.called_taken("k", None)
     checks.activated(B, 2)
-    with pytest.raises(Violation, match="^I6"):
+    with pytest.raises(Violation, match=r"^I6"):
         checks.activated(C, 3)
 
 
@@ -108,7 +108,7 @@ def test_one_effect_tried_under_two_keys_is_seen() -> None:
     run = RunId("r" * 32)
     checks.acted(run, "comment", "key")
     checks.acted(run, "comment", "key")
-    with pytest.raises(Violation, match="^I7"):
+    with pytest.raises(Violation, match=r"^I7"):
         checks.acted(run, "comment", "another")
 
 

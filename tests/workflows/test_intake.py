@@ -155,7 +155,9 @@ def test_what_the_coordinator_refuses_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("leader", "active"), [(None, False), (ME, False)])
-def test_without_a_coordinator_that_serves_the_sender_is_told_to_come_again(leader: NodeId | None, active: bool) -> None:
+def test_without_a_coordinator_that_serves_the_sender_is_told_to_come_again(
+    leader: NodeId | None, active: bool
+) -> None:
     error = refusals(Desk(leader, active).arrives(1))[1]
     assert isinstance(error, Unavailable)
     assert error.retry_after_s > 0

@@ -43,17 +43,14 @@ def histories(draw: st.DrawFn) -> list[Fact]:
     """Facts of two logs and a few terms about two runs: hooks twice, results twice, intents and ends."""
     facts = []
     for seq in range(1, draw(st.integers(1, 9)) + 1):
-        where = {
-            "key": draw(st.sampled_from("kl")),
-            "term": draw(st.integers(1, 3)),
-            "log": draw(st.sampled_from(LOGS)),
-        }
+        key, term, log = draw(st.sampled_from("kl")), draw(st.integers(1, 3)), draw(st.sampled_from(LOGS))
         kind = draw(st.sampled_from(["hook", "run.intent", "run.result", "run.done", "run.later", "term"]))
         if kind == "hook":
-            facts.append(hook_fact(seq, workflow=draw(st.sampled_from(["three", ""])), **where))
+            facts.append(hook_fact(seq, key, term, log, workflow=draw(st.sampled_from(["three", ""]))))
         else:
-            body = {"step": draw(st.sampled_from("xy")), "attempt": draw(st.integers(1, 3)), "value": {"seq": seq}}
-            facts.append(step(kind, seq, outcome="done", detail=str(seq), **body, **where))
+            name, attempt = draw(st.sampled_from("xy")), draw(st.integers(1, 3))
+            body = {"step": name, "attempt": attempt, "value": {"seq": seq}, "outcome": "done", "detail": str(seq)}
+            facts.append(Fact(log, seq, term, kind, {"run": run_of(key), **body}, hlc=seq))
     return facts
 
 
@@ -94,7 +91,10 @@ def test_of_two_entries_of_one_hook_the_first_by_rank_stands() -> None:
 
 
 def test_of_two_results_the_one_of_the_newer_term_wins() -> None:
-    facts = [step("run.result", 3, term=2, step="x", value={"v": "new"}), step("run.result", 8, step="x", value={"v": "old"})]
+    facts = [
+        step("run.result", 3, term=2, step="x", value={"v": "new"}),
+        step("run.result", 8, step="x", value={"v": "old"}),
+    ]
     assert folded(*facts).runs[run_of("k")].values() == {"x": {"v": "new"}}
 
 
@@ -120,7 +120,9 @@ def test_open_runs_come_oldest_first_and_views_newest_first() -> None:
 
 
 def test_a_view_shows_the_step_and_the_attempt_under_way_and_then_the_end() -> None:
-    journal = folded(hook_fact(1), step("run.intent", 2, step="x", attempt=1), step("run.intent", 3, step="x", attempt=3))
+    journal = folded(
+        hook_fact(1), step("run.intent", 2, step="x", attempt=1), step("run.intent", 3, step="x", attempt=3)
+    )
     (view,) = journal.views(1)
     assert (view.step, view.attempts) == ("x", 3)
     journal.grow([step("run.done", 4, outcome="failed", detail="w" * 2 * DETAIL_CHARS_MAX)])
