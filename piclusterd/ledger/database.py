@@ -7,6 +7,8 @@
 it extends and little else (flash wears by the page). Heads, counts and hashes are derived, not stored: there is no
 second copy that could disagree, and no row that every commit rewrites. `hlc` alone is copied out of the header.
 
+`damaged` and `branches` are empty on a sound ledger (see `scrub` and `branches`).
+
 Durability: WAL with synchronous=FULL (NORMAL may lose committed transactions at a power cut; sqlite.org/wal.html).
 BEGIN IMMEDIATE, since a deferred transaction that upgrades to a write ignores the busy timeout (aiosqlite#251).
 auto_vacuum=INCREMENTAL before the first table, since VACUUM needs the file's size again (zeek#4577).
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from ..errors import Broken
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x70636C31
 """`pcl1` in the file's header: another program's database is not opened by mistake."""
 BUSY_TIMEOUT_MS = 5000
@@ -46,6 +48,23 @@ CREATE TABLE entries (
 ) STRICT;
 """
 
+SINCE_2 = """
+CREATE TABLE damaged (
+    id INTEGER PRIMARY KEY,  -- of an entry that the scrub found rotten or gone
+    why TEXT NOT NULL
+) STRICT;
+CREATE TABLE branches (      -- of forked logs: all but the branch that is in entries
+    log INTEGER NOT NULL,    -- logs.id
+    seq INTEGER NOT NULL,
+    hash BLOB NOT NULL,      -- of the header
+    header BLOB NOT NULL,
+    payload BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    PRIMARY KEY (log, seq, hash)
+) STRICT, WITHOUT ROWID;
+"""
+"""What version 2 added: an older file gets it when it is opened."""
+
 
 def open_database(path: Path | str) -> sqlite3.Connection:
     """The ledger at `path` (made if missing), ready to write. Raises Broken where it cannot be used; nothing changed.
@@ -59,8 +78,7 @@ def open_database(path: Path | str) -> sqlite3.Connection:
         conn.execute("PRAGMA auto_vacuum=INCREMENTAL")
         conn.execute("PRAGMA journal_mode=WAL")
         conn.execute("PRAGMA synchronous=FULL")
-        if pragma(conn, "user_version") == 0:
-            _create(conn)
+        _migrate(conn)
     except sqlite3.Error as fault:
         conn.close()
         raise broken(fault, path) from fault
@@ -113,9 +131,14 @@ def _check_owner(conn: sqlite3.Connection, path: Path | str) -> None:
         raise Broken(f"the ledger at {path} was written by a newer release", why, "Upgrade piclusterd on this node.")
 
 
-def _create(conn: sqlite3.Connection) -> None:
+def _migrate(conn: sqlite3.Connection) -> None:
+    """Bring the schema up to date in one transaction; each step only adds."""
+    found = pragma(conn, "user_version")
+    if found == SCHEMA_VERSION:
+        return
+    steps = (SCHEMA, SINCE_2)
     with transaction(conn):
-        for statement in SCHEMA.split(";\n")[:-1]:
+        for statement in "".join(steps[found:]).split(";\n")[:-1]:
             conn.execute(statement)
         conn.execute(f"PRAGMA application_id={APPLICATION_ID}")
         conn.execute(f"PRAGMA user_version={SCHEMA_VERSION}")

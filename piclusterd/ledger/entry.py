@@ -93,6 +93,10 @@ class Header(NamedTuple):
     def log(self) -> LogId:
         return LogId(self.origin, self.epoch)
 
+    def describes(self, payload: bytes) -> bool:
+        """Is `payload` the one that was hashed into this header?"""
+        return len(payload) == self.size and _payload_hash(payload) == self.payload_hash
+
 
 class Draft(NamedTuple):
     """A record that has been checked and encoded, waiting for its place in the log."""
@@ -274,7 +278,7 @@ def extend(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Link | Dro
         return Dropped(f"gap: {place} came after seq {tip.seq}")
     if header.prev != tip.hash:
         return Dropped(f"broken chain: {place} does not follow the entry before it")
-    if len(entry.payload) != header.size or _payload_hash(entry.payload) != header.payload_hash:
+    if not header.describes(entry.payload):
         return Dropped(f"payload: that of {place} is not the one that was hashed")
     body = decode_body(entry.payload)
     if isinstance(body, Dropped):

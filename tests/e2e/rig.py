@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,5 +111,3 @@ async def gone(processes: set[psutil.Process], within_s: float = 10.0) -> list[s
             break
         await asyncio.sleep(0.05)
     return living(processes)
-
-

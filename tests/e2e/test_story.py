@@ -52,9 +52,8 @@ async def play(module: str, *words: str, interrupt_at: str = "") -> tuple[int, s
 
 
 def assert_whole_story(said: str) -> None:
-    for part in ("three nodes" if "kill " in said else "A hub, a Linear, three nodes", "all ledgers equal"):
-        assert part in said, said
     assert "SIGKILL to pi-" in said
+    assert "all ledgers equal" in said
     assert said.count(", one comment") == 2
 
 

@@ -44,6 +44,8 @@ def test_a_seed_is_one_story_whatever_the_hash_seed() -> None:
     ("rule", "seeds", "invariant"),
     [
         ("recovery-barrier", range(3, 6), "I6"),
+        ("term-fencing", range(44, 47), "I3"),
+        ("vote-fsync", range(71, 74), "I1"),
     ],
 )
 def test_a_missing_safety_rule_is_caught(rule: str, seeds: range, invariant: str) -> None:

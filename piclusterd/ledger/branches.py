@@ -1,0 +1,137 @@
+"""The other branches of a forked log: kept, served and folded like the first, so that no acknowledged entry is lost.
+
+    seq     4 ── 5 ── 6  ── 7             entries: the branch that came first
+                  └── 6' ── 7' ── 8'      branches: every other one, by (log, seq, hash)
+                              9' ── 10'   a floating piece: signed by the origin, what is before it not here yet
+
+A fork is the origin signing twice at one seq: a board whose disk was put back to an older image and went on, or two
+boards with one key. Neither branch is the false one, and either may hold entries that were acknowledged, so both are
+kept and a log that has a branch is frozen: nothing extends its first branch any more, all that comes is a branch.
+Only what a signature of the origin's covers gets in. `missing` says which spans to ask for until nothing floats;
+the head of a frozen log is the highest seq of any branch that hangs together, so that heads grow equal on all nodes.
+
+Sources: hypercore's `fork` counter and Scuttlebutt's forked feeds (both stop there); Bamboo (proof of the fork).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from ..events import Fact
+from ..ids import LogId
+from ..wire import Dropped, Entry, Span
+from . import rows
+from .entry import Header, Verify, decode_fact, decode_header, entry_hash, is_signed
+from .rows import Log, Run
+
+LOOK_BACK = 256
+"""Entries asked for before a floating piece: one batch, and more than most boards write between image and restore."""
+BRANCH_ENTRIES_MAX = 65_536
+"""Of one log: a stolen key must not fill every disk of the house with branches."""
+
+
+def frozen(conn: sqlite3.Connection) -> tuple[LogId, ...]:
+    """The logs that have branches."""
+    held = {row for (row,) in conn.execute("SELECT DISTINCT log FROM branches")}
+    return tuple(sorted(log for log, row in rows.logs(conn).items() if row.id in held))
+
+
+def is_frozen(conn: sqlite3.Connection, row: Log) -> bool:
+    return conn.execute("SELECT 1 FROM branches WHERE log = ? LIMIT 1", (row.id,)).fetchone() is not None
+
+
+def keep(conn: sqlite3.Connection, row: Log, branch: Run, verify: Verify) -> list[Fact]:
+    """Store what the origin signed of `branch` and is not held in any branch yet; the facts that are new.
+
+    Inside the caller's transaction.
+    """
+    known = conn.execute("SELECT count(*) FROM branches WHERE log = ?", (row.id,)).fetchone()[0]
+    facts: list[Fact] = []
+    for header, entry, fact in _vouched(row, branch, verify):
+        if known >= BRANCH_ENTRIES_MAX:
+            break
+        if rows.header_at(conn, row, header.seq) == entry.header:
+            continue
+        values = (row.id, header.seq, entry_hash(entry.header), entry.header, entry.payload, entry.signature)
+        if conn.execute("INSERT OR IGNORE INTO branches VALUES (?, ?, ?, ?, ?, ?)", values).rowcount:
+            known += 1
+            facts.append(fact)
+    return facts
+
+
+def _vouched(row: Log, branch: Run, verify: Verify) -> list[tuple[Header, Entry, Fact]]:
+    """The entries of `branch` that a signature of the log's key covers; `branch` may hold several pieces mixed."""
+    waiting: dict[bytes, tuple[Header, Entry, Fact]] = {}
+    sound: dict[bytes, tuple[Header, Entry, Fact]] = {}
+    for header, entry in branch:
+        fact = _sound(header, entry)
+        if fact is None:
+            continue
+        hashed = entry_hash(entry.header)
+        waiting[hashed] = (header, entry, fact)
+        if entry.signature and is_signed(row.key, hashed, entry.signature, verify):
+            while hashed in waiting:  # back along the chain: one signature covers all that is before it
+                sound[hashed] = waiting.pop(hashed)
+                hashed = sound[hashed][0].prev
+    return sorted(sound.values(), key=lambda item: item[0].seq)
+
+
+def _sound(header: Header, entry: Entry) -> Fact | None:
+    if not header.describes(entry.payload):
+        return None
+    fact = decode_fact(entry)
+    return None if isinstance(fact, Dropped) else fact
+
+
+def entries(conn: sqlite3.Connection, row: Log, first: int, last: int) -> list[Entry]:
+    """Branch entries of seq `first` to `last`, by seq."""
+    sql = "SELECT header, payload, signature FROM branches WHERE log = ? AND seq BETWEEN ? AND ? ORDER BY seq, hash"
+    return [Entry(*found) for found in conn.execute(sql, (row.id, first, last))]
+
+
+def facts(conn: sqlite3.Connection, row: Log) -> Iterator[Fact]:
+    """What the branches say: the union of all branches is what folds see."""
+    for entry in entries(conn, row, 1, rows.SEQ_MAX):
+        fact = decode_fact(entry)
+        if isinstance(fact, Fact):
+            yield fact
+
+
+def head(conn: sqlite3.Connection, row: Log) -> int:
+    """The highest seq of a branch that hangs on the first one, or on a branch that does; 0 where none does."""
+    return max((seq for seq, _, hangs in _pieces(conn, row) if hangs), default=0)
+
+
+def missing(conn: sqlite3.Connection) -> tuple[Span, ...]:
+    """What to ask the others for, so that floating pieces come to hang on the rest."""
+    spans = []
+    for log, row in rows.logs(conn).items():
+        if is_frozen(conn, row):
+            pieces = _pieces(conn, row)
+            held = {hashed for _, hashed, _ in pieces}
+            ends = [seq for seq, hashed, hangs in pieces if not hangs and _prev(conn, row, hashed) not in held]
+            spans += [Span(*log, max(seq - LOOK_BACK, 1), seq - 1) for seq in ends if seq > 1]
+    return tuple(spans)
+
+
+def _pieces(conn: sqlite3.Connection, row: Log) -> list[tuple[int, bytes, bool]]:
+    """(seq, hash, does it hang on the rest?) of every branch entry, by seq."""
+    sql = "SELECT seq, hash, header FROM branches WHERE log = ? ORDER BY seq, hash"
+    hanging: set[bytes] = set()
+    pieces = []
+    for seq, hashed, raw in conn.execute(sql, (row.id,)).fetchall():
+        header = decode_header(bytes(raw))
+        below = rows.header_at(conn, row, seq - 1)
+        prev = header.prev if isinstance(header, Header) else b""
+        hangs = seq == 1 or prev in hanging or (below is not None and entry_hash(below) == prev)
+        if hangs:
+            hanging.add(bytes(hashed))
+        pieces.append((seq, bytes(hashed), hangs))
+    return pieces
+
+
+def _prev(conn: sqlite3.Connection, row: Log, hashed: bytes) -> bytes:
+    found = conn.execute("SELECT header FROM branches WHERE log = ? AND hash = ?", (row.id, hashed)).fetchone()
+    header = decode_header(bytes(found[0]))
+    return header.prev if isinstance(header, Header) else b""
