@@ -301,10 +301,12 @@ class Daemon:
             self.hands.stopped.set()
 
     # stopping ------------------------------------------------------------------------------------------------
-    async def run_until_signal(self) -> None:
-        loop = asyncio.get_running_loop()
+    def heed_signals(self) -> None:
+        """From before the start on: a stop that comes in the middle of it waits in the mailbox."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: self.mailbox.post_now(Shutdown()))
+            asyncio.get_running_loop().add_signal_handler(number, lambda: self.mailbox.post_now(Shutdown()))
+
+    async def run_until_stopped(self) -> None:
         await self.hands.stopped.wait()
         self.notifier.stopping()
 
@@ -347,9 +349,10 @@ def _clock_is_synced() -> bool:
 
 async def _run(config: Config) -> None:
     daemon = Daemon(config, os.environ)
+    daemon.heed_signals()
     try:
         await daemon.start()
-        await daemon.run_until_signal()
+        await daemon.run_until_stopped()
     finally:
         await daemon.stop()
 

@@ -3,7 +3,7 @@
     sign("linear", body, secret) ──► headers to POST beside the very same bytes
 
 Owns nothing. Each call invents a fresh delivery id, as the providers do for a new event; give `delivery` to imitate a
-redelivery. Header names and forms: research/integrations.md 1.1, 2.1, 3; tests/integrations/test_signatures.py has the
+redelivery. Header names and forms are the providers' own: tests/integrations/test_signatures.py has the
 providers' own SDKs accept them.
 """
 

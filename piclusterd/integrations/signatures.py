@@ -9,7 +9,7 @@ is the dedupe key.
 Refuses: sources it does not know, signatures that are not 64 hex digits, empty secrets (an unset environment
 variable must never become a key that anybody can guess).
 
-Facts (research/integrations.md 1.1, 2.1, 3):
+Facts, from the providers' webhook documentation:
 
     Linear   Linear-Signature:     <hex>            HMAC-SHA256 of the raw body
     GitHub   X-Hub-Signature-256:  sha256=<hex>     X-GitHub-Delivery is NOT signed

@@ -68,18 +68,15 @@ async def daemon(config: Path, **environ: str) -> Result:
     return await run("piclusterd.daemon", "--config", str(config), **environ)
 
 
-async def events(cluster: Cluster, member: Member) -> list[dict[str, Any]]:
-    """The node's recent events, in order."""
-    found: list[dict[str, Any]] = []
+async def alarm(cluster: Cluster, member: Member, about: str) -> str:
+    """The node's first alarm whose text holds `about`, waited for."""
     url = f"{member.url}/events?format=jsonl&after=0"
-    try:
-        async with asyncio.timeout(0.5), cluster.http.get(url) as stream:  # it has no end; the recent ones come at once
-            async for line in stream.content:
-                if line.startswith(b"{"):
-                    found.append(json.loads(line))
-    except TimeoutError:
-        pass
-    return found
+    async with asyncio.timeout(LIMIT_S), cluster.http.get(url) as stream:
+        async for line in stream.content:
+            event = json.loads(line) if line.startswith(b"{") else {}
+            if event.get("kind") == "alarm" and about in event["data"]["text"]:
+                return str(event["data"]["text"])
+    raise AssertionError(f"{member.name} raised no alarm about {about}")
 
 
 def descendants(pid: int) -> set[psutil.Process]:

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,7 +128,9 @@ def systemd(path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
-async def test_systemd_is_told_ready_and_stopping_and_the_log_is_json_lines(tmp_path: Path) -> None:
+@asynccontextmanager
+async def service(tmp_path: Path) -> AsyncIterator[tuple[Cluster, asyncio.subprocess.Process, socket.socket]]:
+    """A node of its own as systemd would start it, and the socket on which systemd is told; READY has come."""
     cluster = Cluster(tmp_path, size=1, with_model=())
     (member,) = cluster.prepare()
     await cluster.picluster(member, "init", "--cluster", "alone", "--name", member.name, "--expect", "1")
@@ -137,20 +139,35 @@ async def test_systemd_is_told_ready_and_stopping_and_the_log_is_json_lines(tmp_
             sys.executable, "-m", "piclusterd.daemon", "--config", str(member.config),
             env=environment(NOTIFY_SOCKET=str(tmp_path / "notify.sock")), stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(READY_S):
-                assert (await loop.sock_recv(notified, 4096)).startswith(b"READY=1")
-                child.terminate()
-                _, logged = await child.communicate()
-                while not (word := await loop.sock_recv(notified, 4096)).startswith(b"STOPPING=1"):
-                    assert word.startswith((b"STATUS", b"WATCHDOG")), word
+                word = await asyncio.get_running_loop().sock_recv(notified, 4096)
+                assert word.startswith(b"READY=1"), word
+                yield cluster, child, notified
         finally:
             if child.returncode is None:
                 child.kill()
-                await child.wait()
-    assert child.returncode == os.EX_OK
+            await child.communicate()
+            await cluster.close()
+
+
+async def test_systemd_is_told_ready_and_stopping_and_the_log_is_json_lines(tmp_path: Path) -> None:
+    async with service(tmp_path) as (cluster, child, notified):
+        assert await cluster.until(lambda: cluster.status(cluster.members[0]), "it answers", READY_S)
+        child.terminate()
+        _, logged = await child.communicate()
+        assert child.returncode == os.EX_OK
+        loop = asyncio.get_running_loop()
+        while not (word := await loop.sock_recv(notified, 4096)).startswith(b"STOPPING=1"):
+            assert word.startswith((b"STATUS", b"WATCHDOG")), word
     lines = [json.loads(line) for line in logged.splitlines()]
     assert any(line["message"].startswith("ready: node") for line in lines)
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     assert not [line for line in lines if line["level"] in ("warning", "error", "critical")]
+
+
+async def test_a_sigterm_right_after_ready_is_an_orderly_stop_too(tmp_path: Path) -> None:
+    async with service(tmp_path) as (_, child, _notified):
+        child.terminate()
+        await child.communicate()
+        assert child.returncode == os.EX_OK

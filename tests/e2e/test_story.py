@@ -85,7 +85,7 @@ async def test_ctrl_c_in_the_middle_leaves_no_process_behind(moment: str) -> Non
 
 
 async def test_killed_coordinators_lose_no_webhook_and_triage_none_twice(tmp_path: Path) -> None:
-    words = ("--kills", "3", "--hub", "python", "--hub-every", "2", "--dir", str(tmp_path))
+    words = ("--kills", "3", "--rate", "4", "--hub", "python", "--hub-every", "2", "--dir", str(tmp_path))
     code, said, started = await play("piclusterd.demo.kill_loop", *words)
     assert code == 0, said
     assert "3 kills" in said
