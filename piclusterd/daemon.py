@@ -33,6 +33,7 @@ from .cluster import hardstate, identity
 from .cluster.discovery import Advert, Discovery, Sighting, lan_addresses
 from .cluster.join import Founding, JoinDesk
 from .cluster.links import Links
+from .cluster.renewal import keep_renewed
 from .cluster.timings import PRESETS
 from .cluster.tokens import Tokens
 from .config import Config
@@ -122,6 +123,7 @@ class Daemon:
         self._task(self._move(), "node")
         self._task(self._watch_loop(), "loop lag")
         self._task(self._tell_facts(), "facts")
+        self._task(keep_renewed(me, self.links), "certificate")
         await self.pool.start(self.models)
         self._dial_known()
         self.notifier.ready(f"node {me.name} of {me.cluster}")

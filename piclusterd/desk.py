@@ -13,10 +13,12 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 from . import __version__
+from .cluster import renewal
 from .cluster.identity import Identity
 from .cluster.links import Links
 from .cluster.tokens import Tokens
@@ -121,8 +123,14 @@ class Desk:
     def _relay(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
         return self._links.request(peer, name, body, RELAY_SILENCE_S)
 
-    def serve_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        return self.serving.answer_peer(peer, name, body)
+    async def serve_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        if name == renewal.REQUEST:
+            called = self._links.peers()[peer].name
+            yield await asyncio.to_thread(renewal.issue_for, peer, called, body, self._me)
+            return
+        async with aclosing(self.serving.answer_peer(peer, name, body)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     # hub -----------------------------------------------------------------------------------------------------
     async def run_hub(self, term: Term) -> None:
