@@ -33,6 +33,14 @@ class Rules:
     """A replica answers `Held` only to the newest term it knows, and the coordinator counts only its own term's."""
     recovery_barrier: bool = True
     """A new coordinator serves only after it holds what a majority of the voters held in its term."""
+    enough_copies: bool = True
+    """W = max(2, N - E + 1) voters hold what is called durable; without: the coordinator alone will do."""
+    pre_vote: bool = True
+    """Who heard no leader first asks whether a majority would vote, and keeps its term until then."""
+    check_quorum: bool = True
+    """A leader that heard no majority for an election timeout steps down."""
+    lag_discard: bool = True
+    """A node that was itself stalled takes what it did not hear meanwhile for no evidence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,9 @@ log = logging.getLogger("piclusterd")
 MODEL_TIMEOUT_S = 280.0
 """A model's answer for a workflow; a little under the run's own patience (`workflows.run.ACT_TIMEOUT_S`)."""
 
+SAVE_RETRY_S = 1.0
+"""A disk that refuses a vote is full or failing: a second is long for it and short for an election."""
+
 
 class Service(Protocol):
     """A client of the world outside; raises `CallFailed` and nothing else."""
@@ -128,13 +131,15 @@ class Hands:
 
     # disk ----------------------------------------------------------------------------------------------------
     async def _save(self, effect: SaveHardState) -> None:
-        """In order (a lock is first come, first served). A disk that refuses a vote stops the node: it cannot elect."""
+        """In order (a lock is first come, first served), and again until it is durable: the node waits for it."""
         async with self._saving:
-            try:
-                await asyncio.to_thread(hardstate.save, self._votes, effect.state)
-            except (OSError, PiclusterError) as fault:
-                log.critical("the vote record cannot be written, so this node takes no part in elections: %s", fault)
-                return
+            while True:
+                try:
+                    await asyncio.to_thread(hardstate.save, self._votes, effect.state)
+                    break
+                except (OSError, PiclusterError) as fault:
+                    log.critical("the vote record cannot be written; no part in elections until it can: %s", fault)
+                    await asyncio.sleep(SAVE_RETRY_S)
         await self._mailbox.post(HardStateSaved(effect.token))
 
     async def _append(self, effect: Append) -> None:

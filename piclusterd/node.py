@@ -19,6 +19,7 @@ from random import Random
 
 from .cluster.election import Election
 from .cluster.membership import Membership
+from .cluster.suspicion import Guards
 from .cluster.timings import Timings
 from .events import (
     Answer,
@@ -82,6 +83,8 @@ from .workflows.run import Runs
 from .workflows.workflow import Workflow
 
 Handler = Callable[[Event, float], list[Output]]
+Turn = tuple[int | None, Handler]
+"""A decider's place in the list of deadlines (None: it has none), and how it is handed an event."""
 
 NOTES_MAX = 10_000
 """Notes that one event may cause; more is a loop between deciders, which is a bug."""
@@ -90,6 +93,13 @@ HELD_BACK_MAX = 1024
 RUNS_SHOWN = 50
 INCARNATION_SHIFT = 20
 """Boot counter << 20 leaves room for a million refutations before two lives of a node could meet."""
+
+TICKET_SHIFT = 32
+"""Boot counter << 32: no life forwards so many webhooks, and the boot counter has room for another 31 bits."""
+TIMERS_OF_NOTES = (3, 4)
+"""Places of intake and runs: of those that hear notes, the ones with deadlines."""
+ASKED = (WhoServes, Snapshot, Shutdown)
+"""Events that the hall itself answers."""
 
 BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
 """Messages that promise a term or a vote: they never leave before it is durable (Raft §5.1)."""
@@ -120,52 +130,62 @@ class Node:
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
         self.reconcile = Reconcile(setup.heads, setup.timings.sync_s, tokens)
         incarnation = setup.hard.incarnation << INCARNATION_SHIFT
-        self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now)
-        self.election = Election(setup.me, setup.hard, setup.timings, rng, self._digest, now)
+        guards = Guards(loop_lag=setup.rules.lag_discard)
+        self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now, guards)
+        self.election = Election(setup.me, setup.hard, setup.timings, rng, self._digest, now, setup.rules)
         self.replicate = Replicate(setup.me, self.reconcile, setup.rules, lambda: self.election.leader, tokens)
         self.journal = Journal()
         self.journal.grow(setup.ledger)
-        self.intake = Intake(
-            setup.me, self.journal, setup.workflows, tokens, self._coordinator, self.replicate.is_durable
-        )
+        durable, last_ticket = self.replicate.is_durable, setup.hard.incarnation << TICKET_SHIFT
+        self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)
+        timed = (self.membership, self.election, self.reconcile, self.intake, self.runs)
+        self._deadlines = [decider.deadline for decider in timed]
+        self._due = [deadline() for deadline in self._deadlines]
+        """Each decider's deadline; it moves only when the decider is handed an event or a note."""
+        handlers: tuple[Handler, ...] = (
+            self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle
+        )  # fmt: skip
+        self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` causes. Order is kept; nothing is done twice; never raises on what a peer sent."""
-        outputs = deque(self._deciders(event, now))
+        outputs = self._deciders(event, now)
+        effects: list[Effect] = self._settle(outputs, event, now) if outputs else []
+        if type(event) in ASKED:
+            effects += self._asked(event, now)
+        return self._hold_back(effects) if self._waiting or self.election.unsaved else effects
+
+    def _settle(self, outputs: Iterable[Output], event: Event, now: float) -> list[Effect]:
+        """Notes go round until none is left; what remains is effects."""
+        queue = deque(outputs)
         effects: list[Effect] = []
         for _ in range(NOTES_MAX):
-            if not outputs:
-                break
-            output = outputs.popleft()
-            if isinstance(output, Note):
-                effects.append(Noted(output))
-                outputs.extend(self._note(output, now))
-            else:
+            if not queue:
+                return effects
+            output = queue.popleft()
+            if isinstance(output, Send) or not isinstance(output, Note):
                 effects.append(output)
-        else:
-            raise AssertionError(f"notes without end after {event}")
-        effects += self._asked(event, now)
-        return self._hold_back(effects)
+            else:
+                effects.append(Noted(output))
+                queue.extend(self._note(output, now))
+        raise AssertionError(f"notes without end after {event}")
 
     def deadline(self) -> float:
-        return min(
-            self.membership.deadline(),
-            self.election.deadline(),
-            self.reconcile.deadline(),
-            self.intake.deadline(),
-            self.runs.deadline(),
-        )
+        return min(self._due)
+
+    @property
+    def held_back(self) -> int:
+        """Messages that wait for hard state."""
+        return len(self._waiting)
 
     # routing -------------------------------------------------------------------------------------------------
-    def _table(self) -> dict[type, tuple[Handler, ...]]:
+    def _table(self) -> dict[type, tuple[Turn, ...]]:
         """Who hears of what, in order. What is not listed concerns nobody."""
-        members, election, intake, runs = (
-            self.membership.handle, self.election.handle, self.intake.handle, self.runs.handle
-        )  # fmt: skip
-        reconcile, replicate = self._reconcile, self._replicate
+        members, election, reconcile, intake, runs = self._timed
+        replicate: Turn = (None, self._replicate)
         linked = (members, election, reconcile, replicate)
         return {
             **dict.fromkeys((Ping, Ack), (members, reconcile)),
@@ -179,7 +199,7 @@ class Node:
             LinkDown: (*linked, intake),
             **dict.fromkeys((HardStateSaved, Sealed), (election,)),
             **dict.fromkeys((Appended, Stored), (reconcile, replicate, intake)),
-            AppendFailed: (intake, runs),
+            AppendFailed: (replicate, intake, runs),
             EntriesRead: (reconcile,),
             StepFinished: (runs,),
             **dict.fromkeys((FactsChanged, LoopLagged), (members,)),
@@ -188,12 +208,15 @@ class Node:
 
     def _deciders(self, event: Event, now: float) -> list[Output]:
         if isinstance(event, DeadlineReached):
-            due: list[Handler] = [d.handle for d in (self.membership, self.election) if d.deadline() <= now]
-            due += [self._reconcile] if self.reconcile.deadline() <= now else []
-            due += [d.handle for d in (self.intake, self.runs) if d.deadline() <= now]
+            turns = tuple([turn for turn, due in zip(self._timed, self._due, strict=True) if due <= now])
         else:
-            due = [*self._routes.get(type(event.message if isinstance(event, Received) else event), ())]
-        return [output for handle in due for output in handle(event, now)]
+            turns = self._routes.get(type(event.message if isinstance(event, Received) else event), ())
+        outputs: list[Output] = []
+        for timer, handle in turns:
+            outputs += handle(event, now)
+            if timer is not None:
+                self._due[timer] = self._deadlines[timer]()
+        return outputs
 
     def _reconcile(self, event: Event, now: float) -> list[Output]:
         return self.reconcile.handle(event, now, self.election.term if self._rules.term_fencing else 0)
@@ -204,7 +227,10 @@ class Node:
     def _note(self, note: Note, now: float) -> list[Output]:
         if isinstance(note, LedgerGrew):
             self.journal.grow(note.facts)
-        return self.replicate.note(note) + self.intake.note(note) + self.runs.note(note, now)
+        outputs = self.replicate.note(note) + self.intake.note(note) + self.runs.note(note, now)
+        for timer in TIMERS_OF_NOTES:
+            self._due[timer] = self._deadlines[timer]()
+        return outputs
 
     def _asked(self, event: Event, now: float) -> list[Effect]:
         match event:

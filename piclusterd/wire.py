@@ -118,12 +118,26 @@ class Facts(Message, frozen=True):
 
 
 class Member(Message, frozen=True):
-    """A line of the member list. `state`: alive, suspect, failed or left; `incarnation`: the subject's own counter."""
+    """A line of the member list. `state`: alive, suspect, failed, left or removed; `incarnation`: the subject's own.
+
+    Facts of version 0 say nothing: news of a state travels without them. `accuser` is who itself found a suspect silent
+    (not who passes it on), so that confirmations are independent (Lifeguard §IV.B).
+    """
 
     node: NodeId
     incarnation: int
     state: str
     facts: Facts
+    accuser: NodeId = NodeId("")
+
+
+class Line(NamedTuple):
+    """A member without its facts: enough to see which of two lists is newer. `rank` is the state's precedence."""
+
+    node: NodeId
+    incarnation: int
+    rank: int
+    version: int
 
 
 # membership ------------------------------------------------------------------------------------------------------
@@ -155,8 +169,17 @@ class Gossip(Message, frozen=True, tag="gossip"):
 
 
 class PushPull(Message, frozen=True, tag="push-pull"):
+    """Anti-entropy of member lists, digests first. `reply`: an answer is expected where the lists differ.
+
+    `digests` of the sender's list, one a bucket; `lines` of the buckets that differed; `members` that the other lacks
+    or has older; `want`: those to be sent back. `reply` without digests asks for everything.
+    """
+
     members: tuple[Member, ...]
     reply: bool
+    digests: tuple[bytes, ...] = ()
+    lines: tuple[Line, ...] | None = None
+    want: tuple[NodeId, ...] = ()
 
 
 # election --------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from piclusterd.wire import (
     BATCH_ENTRIES_MAX,
     Ack,
     Facts,
+    ForwardHook,
     Gossip,
     Heartbeat,
     Held,
@@ -157,6 +158,18 @@ def test_a_promise_in_the_newest_term_answers_a_push_of_that_term() -> None:
 def test_a_boot_outranks_every_incarnation_of_the_life_before() -> None:
     node = alone(HardState(voters=ABC, incarnation=3))
     assert node.membership.mine.incarnation == 3 << INCARNATION_SHIFT
+
+
+def test_a_boot_forwards_under_tickets_that_no_life_before_used() -> None:
+    """An answer to the life before may still be under way; it must not call another webhook taken."""
+    tickets = []
+    for incarnation in (1, 2):
+        node = alone(HardState(voters=ABC, incarnation=incarnation))
+        node.handle(Received(B, Heartbeat(1, b"", ABC)), 0.0)
+        effects = node.handle(HookArrived(1, Hook("sim", "k", "create", b"{}")), 0.0)
+        tickets += [m.ticket for m in messages(effects) if isinstance(m, ForwardHook)]
+    assert len(tickets) == 2
+    assert tickets[1] - tickets[0] == 1 << 32
 
 
 def test_the_deadline_is_the_earliest_of_all_deciders() -> None:

@@ -36,6 +36,7 @@ from ..events import (
     LinkUp,
     Output,
     Received,
+    Rules,
     SaveHardState,
     Sealed,
     Send,
@@ -48,6 +49,8 @@ from .timings import Timings
 
 Role = Literal["follower", "pre", "candidate", "leader"]
 
+ALL_RULES = Rules()
+
 LINK_LOST_FRACTION = 0.5
 """After the leader's link closed, campaign within this part of `election_min_s` (random, to avoid split votes)."""
 
@@ -59,7 +62,14 @@ def majority(voters: int) -> int:
 
 class Election:
     def __init__(
-        self, me: NodeId, hard: HardState, timings: Timings, rng: Random, digest: Callable[[], bytes], now: float
+        self,
+        me: NodeId,
+        hard: HardState,
+        timings: Timings,
+        rng: Random,
+        digest: Callable[[], bytes],
+        now: float,
+        rules: Rules = ALL_RULES,
     ) -> None:
         self.me = me
         self.term: Term = hard.term
@@ -71,6 +81,7 @@ class Election:
         self._timings = timings
         self._rng = rng
         self._digest = digest
+        self._rules = rules
         self._links: dict[NodeId, None] = {}
         self._votes: dict[NodeId, None] = {}
         self._contact: dict[NodeId, float] = {}
@@ -143,14 +154,14 @@ class Election:
 
     def _tick(self, now: float) -> list[Output]:
         if self.role == "leader":
-            if self.heard_voters(now) < self.majority:
+            if self._rules.check_quorum and self.heard_voters(now) < self.majority:
                 return self._step_down("no majority of the voters was heard", now)
             self._due = now + self._timings.heartbeat_s
             return [out for peer in self._links for out in self._heartbeat_to(peer)]
         self._due = now + self._silence()
         if not self.votes_here:
             return []
-        return self._canvass(now)
+        return self._canvass(now) if self._rules.pre_vote else self._campaign(now)
 
     # campaigning ---------------------------------------------------------------------------------------------
     def _canvass(self, now: float) -> list[Output]:

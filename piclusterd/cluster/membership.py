@@ -6,28 +6,36 @@ never to SWIM). A link coming up makes a member; a link going down starts suspic
     every period      A ──Ping──▶ B ──Ack──▶ A
     no Ack in time    A ──PingReq(B)──▶ C ──Ping──▶ B ──Ack──▶ C ──Ack──▶ A     C ──Nack──▶ A: C hears us, B is slow
     period over       A: B is suspect ──Gossip──▶ all     B: "alive, incarnation + 1" ──Gossip──▶ all
-    suspicion over    A: B has failed (it stays listed, and refutes when it comes back)
+    suspicion over    A: B has failed (it stays listed, and refutes when it comes back) until somebody removes it
 
-Precedence (SWIM §4.2): the higher incarnation wins; within one, left > failed > suspect > alive. Only the subject
-raises its incarnation. Facts are replaced as a whole by the higher (incarnation, version).
+What is believed of what others say is `belief`'s. Only the subject raises its incarnation. Facts are replaced as a
+whole by the higher version, whatever the state: a boot starts its versions above all of the boot before.
 
-Lifeguard (arXiv 1707.00788): `health` counts signs that *we* are the slow one (missing nacks, refuted suspicions, a
-stalled loop) and stretches our probes; confirmations by others shorten a suspicion from max to min.
+Who is slow, they or we (Lifeguard, arXiv 1707.00788; `suspicion`, `probing`): our health stretches our probes, others'
+confirmations shorten a suspicion, a suspect is told so at once. And a node that did not run (it was told so, or was
+called late) discards the probe it slept through: what it did not hear in that time proves nothing.
 
-Up to PUSH_ALL_MAX members every change is sent to everybody (random gossip misses some at N = 4: measured); a full
-push-pull with one random peer mends the rest.
+Evidence against gossip: a peer that we hear is not believed to have failed; it is told of the rumour and refutes it. A
+peer that we list as failed and that speaks is sent its obituary, at most once in `suspect_min_s` (foca#25: such answers
+flooded). A link that closes again and again is left to the probes.
+
+Spreading. Up to PUSH_ALL_MAX members: every change to every link, at once, passed on by whoever it is new to. Above:
+`broadcast`, on pings and in rounds of random gossip. Always: a comparison of lists with a random peer, digests first
+(`exchange`), which alone carries facts in a large cluster; `own_facts` says when our own are worth a new version.
+
+Assumed of the hands: at most PUSH_ALL_MAX members are all linked as far as the network lets them. In a larger cluster a
+node keeps links to some, a Send to any other member dials it or is relayed, and a link closed because it was idle is
+no LinkDown.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import msgspec
 
+from ..errors import NotFound, UserError
 from ..events import (
     DeadlineReached,
     Event,
@@ -35,8 +43,6 @@ from ..events import (
     LinkDown,
     LinkUp,
     LoopLagged,
-    MemberDown,
-    MemberUp,
     MemberView,
     Output,
     Received,
@@ -45,39 +51,26 @@ from ..events import (
 )
 from ..ids import NodeId
 from ..wire import Ack, Facts, Gossip, Member, Nack, PeerMessage, Ping, PingReq, PushPull
+from .belief import Belief
+from .broadcast import Broadcast
+from .exchange import answers, digests
+from .own_facts import OwnFacts
+from .probing import Probe, Prober, Relay
+from .roster import HERE, Peer, Roster, bare
+from .suspicion import Guards
 from .timings import Timings
 
 PUSH_ALL_MAX = 16
 GOSSIP_FANOUT = 3
-INDIRECT = 3
-"""Helpers asked when a direct probe fails (memberlist's default)."""
-HEALTH_MAX = 7
-HISTORY = 8
-"""Lines of probe history kept a peer: the answer to "why was it marked dead?"."""
-CONFIRMATIONS_WANTED = 2
-RANK = {"alive": 0, "suspect": 1, "failed": 2, "left": 3}
-
-
-@dataclass(slots=True)
-class Peer:
-    member: Member
-    since: float
-    heard: float
-    suspected_at: float = 0.0
-    accusers: dict[NodeId, None] = field(default_factory=dict)
-    history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY))
-
-
-@dataclass(slots=True)
-class Probe:
-    """The probe of this period."""
-
-    target: NodeId
-    seq: int
-    indirect_at: float
-    ends: float
-    nacks_expected: int = 0
-    nacks: int = 0
+FAREWELLS = 6
+"""Peers of a large cluster that are told at once when we leave: there is no second round."""
+FAILED_PART = 0.25
+"""Of list comparisons tried with a member that has failed: how the halves of a partition find each other again."""
+FLAP_WINDOW_S = 60.0
+FLAPS_MAX = 3
+"""Closed links of one peer in that window that start a suspicion (Serf's flap window)."""
+FACTS_SHIFT = 20
+"""Incarnation << 20 leaves room for a million versions of facts before the next incarnation's."""
 
 
 class Membership:
@@ -90,37 +83,54 @@ class Membership:
         rng: Random,
         digest: Callable[[], bytes],
         now: float,
+        guards: Guards = Guards(),  # noqa: B008 (frozen)
     ) -> None:
         """`incarnation` must be higher than any this node ever told (a persisted boot counter, shifted left)."""
+        first = msgspec.structs.replace(facts, version=(incarnation << FACTS_SHIFT) + max(1, facts.version))
         self.me = me
-        self.mine = Member(me, incarnation, "alive", facts)
-        self.health = 0
-        self.peers: dict[NodeId, Peer] = {}
+        self.roster = Roster(Member(me, incarnation, "alive", first))
+        self._prober = Prober(timings, rng, guards, now)
+        self._own = OwnFacts(msgspec.structs.replace(facts, version=0), now)
+        self._broadcast = Broadcast()
+        self._guards = guards
         self._timings = timings
         self._rng = rng
         self._digest = digest
         self._started = now
         self._links: dict[NodeId, None] = {}
-        self._round: list[NodeId] = []
-        self._probe: Probe | None = None
-        self._relayed: dict[int, tuple[NodeId, int, float]] = {}
-        """Our ping's seq → (asker, its seq, when to nack)."""
-        self._last_seq = 0
-        self._next_probe = now + timings.probe_s
+        self._belief = Belief(self.roster, timings, guards, self._prober.health, self._links, self._spread)
         self._next_push_pull = now + timings.push_pull_s
+        self._next_gossip = float("inf")
+        self._stall_ended = float("-inf")
 
     # looks ---------------------------------------------------------------------------------------------------
+    @property
+    def mine(self) -> Member:
+        return self.roster.mine
+
+    @property
+    def peers(self) -> dict[NodeId, Peer]:
+        return self.roster.peers
+
+    @property
+    def health(self) -> int:
+        """0: well, up to HEALTH_MAX: it is probably us who are slow."""
+        return self._prober.health.score
+
+    @property
+    def small(self) -> bool:
+        """Few enough to tell everybody everything directly."""
+        return len(self.peers) < PUSH_ALL_MAX
+
     def members(self) -> tuple[Member, ...]:
-        return (self.mine, *(self.peers[node].member for node in sorted(self.peers)))
+        return self.roster.members()
 
     def alive(self) -> tuple[Member, ...]:
-        return tuple(m for m in self.members() if m.state in ("alive", "suspect"))
+        return tuple(m for m in self.members() if m.state in HERE)
 
     def facts(self, node: NodeId) -> Facts | None:
-        if node == self.me:
-            return self.mine.facts
-        peer = self.peers.get(node)
-        return peer.member.facts if peer else None
+        member = self.mine if node == self.me else self.peers[node].member if node in self.peers else None
+        return member.facts if member else None
 
     def views(self, voters: tuple[NodeId, ...], now: float) -> tuple[MemberView, ...]:
         me = MemberView(self.me, self.mine.state, now - self._started, None, self.mine.facts, self.me in voters, "")
@@ -132,43 +142,53 @@ class Membership:
                 now - peer.heard,
                 peer.member.facts,
                 node in voters,
-                "; ".join(peer.history),
+                peer.told(now),
             )
             for node, peer in sorted(self.peers.items())
         )
         return (me, *others)
 
     def deadline(self) -> float:
-        times = [self._next_probe, self._next_push_pull]
-        if self._probe:
-            times.append(self._probe.indirect_at)
-        times += [due for _, _, due in self._relayed.values()]
-        times += [self._fails_at(p) for p in self.peers.values() if p.member.state == "suspect"]
-        return min(times)
+        suspects = [suspicion.due for suspicion in self.roster.suspects.values()]
+        return min(self._prober.deadline(), self._next_push_pull, self._next_gossip, self._own.due, *suspects)
 
     # events --------------------------------------------------------------------------------------------------
     def handle(self, event: Event, now: float) -> list[Output]:
         match event:
             case Received(sender, message):
-                return self._receive(sender, message, now)
+                return [*self._receive(sender, message, now), *self._obituary(sender, now)]
             case DeadlineReached():
                 return self._tick(now)
             case LinkUp(peer):
-                self._links[peer] = None
-                out = self._merge(Member(peer, 0, "alive", Facts()), peer, now)
-                return [*out, Send(peer, PushPull(self.members(), reply=True))]
+                return self._link_up(peer, now)
             case LinkDown(peer):
-                self._links.pop(peer, None)
-                return self._suspect(peer, "its link closed", now)
+                return self._link_down(peer, now)
             case FactsChanged(facts):
-                return self._say_of_self(facts)
+                return self._read_facts(facts, now)
             case LoopLagged(seconds):
                 return self._stalled(seconds, now)
             case Shutdown():
-                self.mine = msgspec.structs.replace(self.mine, state="left")
-                return self._spread((self.mine,))
+                self.roster.mine = msgspec.structs.replace(self.mine, state="left")
+                told = list(self._links) if self.small else self._some(FAREWELLS)
+                return [Send(peer, Gossip((bare(self.mine),))) for peer in told]
             case _:
                 return []
+
+    def learn(self, members: Iterable[Member], now: float) -> None:
+        """Take a list from elsewhere (a rehearsal, an address book) as it is; nobody is told."""
+        for member in members:
+            if member.node != self.me:
+                self.roster.add(member, now)
+
+    def remove(self, node: NodeId, now: float) -> list[Output] | UserError:
+        """List `node` no longer, here and everywhere. Refused while it is here; it may still come back by itself."""
+        peer = self.peers.get(node)
+        if peer is None:
+            return NotFound(f"no member {node}", "It is not listed, or it is this node.")
+        if peer.member.state in HERE:
+            fix = "Stop its daemon first, or revoke its certificate."
+            return UserError(f"{self.roster.called(node)} is {peer.member.state}", "Only the gone can be removed.", fix)
+        return self._belief.bury(Member(node, peer.member.incarnation, "removed", Facts()), self.me, now)
 
     def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
         peer = self.peers.get(sender)
@@ -176,196 +196,167 @@ class Membership:
             peer.heard = now
         match message:
             case Ping(seq, _, members):
-                return [*self._merge_all(members, sender, now), Send(sender, Ack(seq, self._digest()))]
+                out = self._belief.merge_all(members, sender, now)
+                doubted = any(member.node == self.me for member in members)  # a refutation sent before may be lost
+                mine = (bare(self.mine),) if doubted else ()
+                return [*out, Send(sender, Ack(seq, self._digest(), (*mine, *self._news())))]
             case Ack(seq, _, members):
-                return [*self._merge_all(members, sender, now), *self._on_ack(sender, seq, now)]
+                return [*self._belief.merge_all(members, sender, now), *self._acked(seq, sender, now)]
             case PingReq(seq, target):
                 return self._relay(sender, seq, target, now)
-            case Nack(seq) if self._probe and seq == self._probe.seq:
-                self._probe.nacks += 1
+            case Nack(seq):
+                self._prober.nacked(seq)
                 return []
             case Gossip(members):
-                return self._merge_all(members, sender, now)
-            case PushPull(members, reply):
-                out = self._merge_all(members, sender, now)
-                return [*out, Send(sender, PushPull(self.members(), reply=False))] if reply else out
+                return self._belief.merge_all(members, sender, now)
+            case PushPull():
+                return [*self._belief.merge_all(message.members, sender, now), *self._compared(sender, message)]
             case _:
                 return []
 
-    # probing -------------------------------------------------------------------------------------------------
+    # links ---------------------------------------------------------------------------------------------------
+    def _link_up(self, node: NodeId, now: float) -> list[Output]:
+        """It is here: it gets our own line, and what we thought of it where that was worse, so that it can refute."""
+        self._links[node] = None
+        out = self._belief.merge(Member(node, 0, "alive", Facts()), node, now)
+        if node in self.peers:
+            self.peers[node].heard = now
+        known = self.roster.line_of(node)
+        rumour = (bare(known),) if known and known.state != "alive" else ()
+        return [*out, Send(node, PushPull((self.mine, *rumour), True, digests(self.roster)))]
+
+    def _link_down(self, node: NodeId, now: float) -> list[Output]:
+        self._links.pop(node, None)
+        peer = self.peers.get(node)
+        if peer is None:
+            return []
+        peer.closed = (*(at for at in peer.closed if now - at < FLAP_WINDOW_S), now)[-FLAPS_MAX - 1 :]
+        if len(peer.closed) > FLAPS_MAX:
+            peer.note("its link keeps closing", now)
+            return []
+        return self._belief.suspect(node, "its link closed", now)
+
+    # time ----------------------------------------------------------------------------------------------------
     def _tick(self, now: float) -> list[Output]:
-        out = self._nack_overdue(now)
-        if self._probe and self._probe.indirect_at <= now:
-            out += self._ask_others(self._probe)
-        if self._next_probe <= now:
-            out += self._end_probe(now) + self._start_probe(now)
+        out = self._stalled(now - self.deadline(), now)
+        out += [Send(relay.asker, Nack(relay.seq)) for relay in self._prober.nacks_due(now)]
+        if probe := self._prober.overdue(now):
+            out += self._ask_others(probe)
+        if self._prober.next_at <= now:
+            out += self._next_probe(now)
+        if self._own.due <= now:
+            out += self._tell_facts(now)
         if self._next_push_pull <= now:
-            self._next_push_pull = now + self._timings.push_pull_s * self._rng.uniform(0.5, 1.5)
-            if self._links:
-                peer = self._rng.choice(list(self._links))
-                out.append(Send(peer, PushPull(self.members(), reply=True)))
-        overdue = [n for n, p in self.peers.items() if p.member.state == "suspect" and self._fails_at(p) <= now]
-        for node in overdue:
-            out += self._fail(node, now)
+            out += self._push_pull(now)
+        for node in [node for node, suspicion in self.roster.suspects.items() if suspicion.due <= now]:
+            out += self._belief.fail(node, now)
+        if self._next_gossip <= now:
+            out += self._gossip(now)
         return out
 
-    def _start_probe(self, now: float) -> list[Output]:
-        stretch = 1 + self.health
-        self._next_probe = now + self._timings.probe_s * stretch
-        target = self._next_target()
-        if target is None:
-            return []
-        self._last_seq += 1
-        direct = now + self._timings.probe_timeout_s * stretch
-        self._probe = Probe(target, self._last_seq, direct, self._next_probe)
-        return [Send(target, self._ping(self._last_seq, target))]
-
-    def _next_target(self) -> NodeId | None:
-        """Round-robin over a shuffled list: every member is probed within 2N - 1 periods (SWIM §4.3)."""
-        while self._round:
-            node = self._round.pop()
-            if node in self.peers and self.peers[node].member.state in ("alive", "suspect"):
-                return node
-        self._round = [n for n, p in sorted(self.peers.items()) if p.member.state in ("alive", "suspect")]
-        self._rng.shuffle(self._round)
-        return self._round.pop() if self._round else None
-
-    def _ping(self, seq: int, target: NodeId) -> Ping:
-        """A suspect is told so directly, so that it can refute at once (Lifeguard's buddy system)."""
-        suspect = self.peers[target].member if target in self.peers else None
-        news = (suspect,) if suspect and suspect.state == "suspect" else ()
-        return Ping(seq, self._digest(), news)
-
-    def _on_ack(self, sender: NodeId, seq: int, now: float) -> list[Output]:
-        if seq in self._relayed:
-            asker, their_seq, _ = self._relayed.pop(seq)
-            return [Send(asker, Ack(their_seq, self._digest()))]
-        if self._probe is None or seq != self._probe.seq:
-            return []
-        target = self.peers.get(self._probe.target)
-        self._probe = None
-        self.health = max(0, self.health - 1)
-        if target is not None:
-            target.heard = now
+    def _stalled(self, seconds: float, now: float) -> list[Output]:
+        """We did not run for the last `seconds`; told twice, it counts once."""
+        asleep = min(seconds, now - self._stall_ended)
+        if self._guards.loop_lag and asleep > self._timings.probe_timeout_s:
+            self._stall_ended = now
+            self._prober.stalled()
+            for suspicion in self.roster.suspects.values():
+                suspicion.postpone(asleep)
         return []
+
+    # probing -------------------------------------------------------------------------------------------------
+    def _next_probe(self, now: float) -> list[Output]:
+        out: list[Output] = []
+        if failed := self._prober.end(now):
+            helped = f"; {failed.nacks} of {failed.helpers} helpers heard nothing either" if failed.helpers else ""
+            out = self._belief.suspect(failed.target, f"no answer to our probe{helped}", now)
+        target = self._prober.target(self.roster.here())
+        return out if target is None else [*out, self._ping(target, self._prober.start(target, now))]
+
+    def _ping(self, target: NodeId, seq: int) -> Send:
+        """A suspect is told so directly, so that it can refute at once (Lifeguard's buddy system)."""
+        peer = self.peers.get(target)
+        doubted = peer is not None and peer.member.state == "suspect" and self._guards.lifeguard
+        warning = (bare(peer.member, self.me),) if peer is not None and doubted else ()
+        return Send(target, Ping(seq, self._digest(), (*warning, *self._news())))
 
     def _ask_others(self, probe: Probe) -> list[Output]:
-        probe.indirect_at = float("inf")
-        helpers = [n for n in self._links if n != probe.target and self.peers[n].member.state == "alive"]
-        self._rng.shuffle(helpers)
-        probe.nacks_expected = len(helpers[:INDIRECT])
-        return [Send(helper, PingReq(probe.seq, probe.target)) for helper in helpers[:INDIRECT]]
+        near = self._links if self.small else self.roster.here()
+        able = [n for n in near if n != probe.target and n in self.peers and self.peers[n].member.state == "alive"]
+        return [Send(helper, PingReq(probe.seq, probe.target)) for helper in self._prober.ask(probe, able)]
 
     def _relay(self, asker: NodeId, seq: int, target: NodeId, now: float) -> list[Output]:
-        if target not in self._links:
+        if target not in self._links and (self.small or target not in self.peers):
             return [Send(asker, Nack(seq))]
-        self._last_seq += 1
-        self._relayed[self._last_seq] = (asker, seq, now + self._timings.probe_timeout_s * 0.8)
-        return [Send(target, self._ping(self._last_seq, target))]
+        ours = self._prober.relay(asker, seq, now)
+        return [] if ours is None else [self._ping(target, ours)]
 
-    def _nack_overdue(self, now: float) -> list[Output]:
-        late = [(ours, asker, theirs) for ours, (asker, theirs, due) in self._relayed.items() if due <= now]
-        for ours, _, _ in late:
-            del self._relayed[ours]
-        return [Send(asker, Nack(theirs)) for _, asker, theirs in late]
-
-    def _end_probe(self, now: float) -> list[Output]:
-        probe, self._probe = self._probe, None
-        if probe is None or probe.target not in self.peers:
-            return []
-        missing = probe.nacks_expected - probe.nacks
-        self.health = min(HEALTH_MAX, self.health + (missing if probe.nacks_expected else 1))
-        why = f"no answer to probe {probe.seq}, {probe.nacks} of {probe.nacks_expected} helpers heard us"
-        return self._suspect(probe.target, why, now)
-
-    def _stalled(self, seconds: float, now: float) -> list[Output]:
-        """We did not run: whatever we did not hear proves nothing."""
-        if seconds >= self._timings.probe_timeout_s:
-            self.health = min(HEALTH_MAX, self.health + 1)
-            self._probe = None
-            for peer in self.peers.values():
-                peer.suspected_at += seconds
+    def _acked(self, seq: int, sender: NodeId, now: float) -> list[Output]:
+        whose = self._prober.acked(seq)
+        if isinstance(whose, Relay):
+            return [Send(whose.asker, Ack(whose.seq, self._digest()))]
+        if whose in self.peers:
+            self.peers[whose].heard = now
+            if whose != sender:
+                self.peers[whose].note(f"no answer to our probe, but to {self.roster.called(sender)}'s", now)
         return []
 
-    # suspicion -----------------------------------------------------------------------------------------------
-    def _suspect(self, node: NodeId, why: str, now: float) -> list[Output]:
-        peer = self.peers.get(node)
-        if peer is None or peer.member.state != "alive":
+    def _obituary(self, sender: NodeId, now: float) -> list[Output]:
+        """Whoever is listed as gone and speaks is told so, now and then."""
+        peer = self.peers.get(sender) or self.roster.removed.get(sender)
+        if peer is None or peer.member.state in HERE or now - peer.obituary_sent < self._timings.suspect_min_s:
             return []
-        peer.history.append(why)
-        accused = Member(node, peer.member.incarnation, "suspect", peer.member.facts)
-        return self._merge(accused, self.me, now)
+        peer.obituary_sent = now
+        return [Send(sender, Gossip((bare(peer.member),)))]
 
-    def _fails_at(self, peer: Peer) -> float:
-        """Lifeguard §IV.B: from max towards min as the logarithm of independent confirmations."""
-        spread = self._timings.suspect_max_s - self._timings.suspect_min_s
-        confirmed = min(1.0, math.log(len(peer.accusers) or 1) / math.log(CONFIRMATIONS_WANTED + 1))
-        helpers = len(self.peers) > CONFIRMATIONS_WANTED
-        wait = self._timings.suspect_max_s - spread * confirmed if helpers else self._timings.suspect_min_s
-        return peer.suspected_at + wait
+    # our own facts -------------------------------------------------------------------------------------------
+    def _read_facts(self, facts: Facts, now: float) -> list[Output]:
+        self._own.read(msgspec.structs.replace(facts, version=0), self.small, self.roster.size, now)
+        shown = msgspec.structs.replace(facts, version=self.mine.facts.version)
+        self.roster.mine = msgspec.structs.replace(self.mine, facts=shown)
+        return self._tell_facts(now) if self._own.due <= now else []
 
-    def _fail(self, node: NodeId, now: float) -> list[Output]:
-        member = self.peers[node].member
-        self.peers[node].history.append("not refuted in time")
-        return self._merge(Member(node, member.incarnation, "failed", member.facts), self.me, now)
+    def _tell_facts(self, now: float) -> list[Output]:
+        """In a large cluster only what routing needs is broadcast; readings travel by comparison of lists."""
+        reshaped = self._own.reshaped
+        self._own.told(now)
+        facts = msgspec.structs.replace(self.mine.facts, version=self.mine.facts.version + 1)
+        self.roster.mine = msgspec.structs.replace(self.mine, facts=facts)
+        return self._spread(self.mine, self.me, now) if self.small or reshaped else []
 
-    # merging -------------------------------------------------------------------------------------------------
-    def _merge_all(self, members: Iterable[Member], source: NodeId, now: float) -> list[Output]:
-        return [out for member in members for out in self._merge(member, source, now)]
+    # spreading -----------------------------------------------------------------------------------------------
+    def _spread(self, news: Member, source: NodeId, now: float) -> list[Output]:
+        if self.small:
+            return [Send(peer, Gossip((news,))) for peer in self._links if peer != source]
+        self._broadcast.add(news)
+        self._next_gossip = min(self._next_gossip, now + self._rng.uniform(0.0, self._timings.gossip_s))
+        return []
 
-    def _merge(self, news: Member, source: NodeId, now: float) -> list[Output]:
-        if news.state not in RANK:
-            return []
-        if news.node == self.me:
-            return self._refute(news)
-        peer = self.peers.get(news.node)
-        if peer is None:
-            self.peers[news.node] = peer = Peer(news, now, now, suspected_at=now)
-            return [*self._changed(peer, "", now, source), *self._spread((news,), source)]
-        old = peer.member
-        if news.state == "suspect" and old.state == "suspect" and news.incarnation == old.incarnation:
-            peer.accusers[source] = None
-        if (news.incarnation, RANK[news.state]) <= (old.incarnation, RANK[old.state]):
-            if news.incarnation == old.incarnation and news.facts.version > old.facts.version:
-                peer.member = msgspec.structs.replace(old, facts=news.facts)
-            return []
-        newer = (news.incarnation, news.facts.version) >= (old.incarnation, old.facts.version)
-        peer.member = news if newer else msgspec.structs.replace(news, facts=old.facts)
-        out = self._changed(peer, old.state, now, source)
-        return [*out, *self._spread((peer.member,), source)]
+    def _gossip(self, now: float) -> list[Output]:
+        """One round of random gossip; the next while there is news left."""
+        peers = self._some(GOSSIP_FANOUT)
+        news = self._broadcast.take(self.roster.size, max(1, len(peers)))
+        self._next_gossip = now + self._timings.gossip_s if self._broadcast else float("inf")
+        return [Send(peer, Gossip(news)) for peer in peers if news]
 
-    def _changed(self, peer: Peer, before: str, now: float, source: NodeId) -> list[Output]:
-        member = peer.member
-        if member.state == before:
-            return []
-        peer.since = now
-        if member.state == "alive":
-            peer.accusers.clear()
-            return [MemberUp(member.node, member.facts.name)]
-        if member.state == "suspect":
-            peer.suspected_at, peer.accusers = now, {source: None}
-        if source != self.me:
-            peer.history.append(f"{source} says {member.state}")
-        why = peer.history[-1] if peer.history else ""
-        return [MemberDown(member.node, member.facts.name, member.state, why)]
+    def _news(self) -> tuple[Member, ...]:
+        """What rides on a ping; the oldest news has the next seat when it is full."""
+        return self._broadcast.take(self.roster.size) if self._broadcast else ()
 
-    def _refute(self, news: Member) -> list[Output]:
-        if self.mine.state == "left" or news.incarnation < self.mine.incarnation:
-            return []
-        if news.incarnation == self.mine.incarnation and news.state == "alive":
-            return []
-        self.health = min(HEALTH_MAX, self.health + 1)
-        self.mine = msgspec.structs.replace(self.mine, incarnation=news.incarnation + 1)
-        return self._spread((self.mine,))
+    def _some(self, count: int) -> list[NodeId]:
+        here = self.roster.here()
+        return self._rng.sample(here, min(count, len(here)))
 
-    def _say_of_self(self, facts: Facts) -> list[Output]:
-        facts = msgspec.structs.replace(facts, version=self.mine.facts.version + 1)
-        self.mine = msgspec.structs.replace(self.mine, facts=facts)
-        return self._spread((self.mine,))
+    # comparing lists -----------------------------------------------------------------------------------------
+    def _push_pull(self, now: float) -> list[Output]:
+        self._next_push_pull = now + self._timings.push_pull_s * self._rng.uniform(0.5, 1.5)
+        self.roster.forget(now)
+        gone = self.roster.gone()
+        if gone and self._rng.random() < FAILED_PART:
+            partners: Sequence[NodeId] = gone
+        else:
+            partners = list(self._links) if self.small else self.roster.here()
+        return [Send(self._rng.choice(partners), PushPull((), True, digests(self.roster)))] if partners else []
 
-    def _spread(self, members: tuple[Member, ...], source: NodeId | None = None) -> list[Output]:
-        peers = [node for node in self._links if node != source]
-        if len(self.peers) > PUSH_ALL_MAX:
-            self._rng.shuffle(peers)
-            peers = peers[:GOSSIP_FANOUT]
-        return [Send(peer, Gossip(members)) for peer in peers]
+    def _compared(self, peer: NodeId, theirs: PushPull) -> list[Output]:
+        return [Send(peer, answer) for answer in answers(self.roster, theirs)]

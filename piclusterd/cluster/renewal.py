@@ -46,7 +46,7 @@ async def renew(me: Identity, links: Links) -> Identity | None:
             async with aclosing(links.request(peer, REQUEST, request, ANSWER_S)) as chunks:
                 return await _use(me, links, b"".join([chunk async for chunk in chunks]))
         except PiclusterError as fault:
-            log.debug("%s did not renew our certificate: %s", peer, fault)
+            log.info("%s did not renew our certificate: %s", peer, fault)
     return None
 
 

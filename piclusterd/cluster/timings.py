@@ -24,9 +24,11 @@ class Timings:
     suspect_max_s: float
     """A suspect is failed after this long unrefuted; confirmations move it from max to min (Lifeguard §IV.B)."""
     push_pull_s: float
-    """Full exchange of member lists with one random peer."""
+    """Comparison of member lists with one random peer; only what differs is sent."""
     sync_s: float
     """Least time between two offers of ledger heads to one peer."""
+    gossip_s: float = 0.2
+    """Between two rounds of random gossip, while there is news to tell (memberlist's LAN value)."""
 
 
 PRESETS = {

@@ -22,7 +22,7 @@ from ..events import Fact
 from ..ids import LogId
 from ..wire import Dropped, Entry, Span
 from . import rows
-from .entry import Header, Verify, decode_fact, decode_header, entry_hash, is_signed
+from .entry import SEQ_MAX, Header, Verify, decode_fact, decode_header, entry_hash, is_signed
 from .rows import Log, Run
 
 LOOK_BACK = 256
@@ -34,6 +34,8 @@ BRANCH_ENTRIES_MAX = 65_536
 def frozen(conn: sqlite3.Connection) -> tuple[LogId, ...]:
     """The logs that have branches."""
     held = {row for (row,) in conn.execute("SELECT DISTINCT log FROM branches")}
+    if not held:
+        return ()
     return tuple(sorted(log for log, row in rows.logs(conn).items() if row.id in held))
 
 
@@ -48,7 +50,7 @@ def keep(conn: sqlite3.Connection, row: Log, branch: Run, verify: Verify) -> lis
     """
     known = conn.execute("SELECT count(*) FROM branches WHERE log = ?", (row.id,)).fetchone()[0]
     facts: list[Fact] = []
-    for header, entry, fact in _vouched(row, branch, verify):
+    for header, entry, fact in vouched(row, branch, verify):
         if known >= BRANCH_ENTRIES_MAX:
             break
         if rows.header_at(conn, row, header.seq) == entry.header:
@@ -60,7 +62,7 @@ def keep(conn: sqlite3.Connection, row: Log, branch: Run, verify: Verify) -> lis
     return facts
 
 
-def _vouched(row: Log, branch: Run, verify: Verify) -> list[tuple[Header, Entry, Fact]]:
+def vouched(row: Log, branch: Run, verify: Verify) -> list[tuple[Header, Entry, Fact]]:
     """The entries of `branch` that a signature of the log's key covers; `branch` may hold several pieces mixed."""
     waiting: dict[bytes, tuple[Header, Entry, Fact]] = {}
     sound: dict[bytes, tuple[Header, Entry, Fact]] = {}
@@ -92,7 +94,7 @@ def entries(conn: sqlite3.Connection, row: Log, first: int, last: int) -> list[E
 
 def facts(conn: sqlite3.Connection, row: Log) -> Iterator[Fact]:
     """What the branches say: the union of all branches is what folds see."""
-    for entry in entries(conn, row, 1, rows.SEQ_MAX):
+    for entry in entries(conn, row, 1, SEQ_MAX):
         fact = decode_fact(entry)
         if isinstance(fact, Fact):
             yield fact
@@ -105,13 +107,15 @@ def head(conn: sqlite3.Connection, row: Log) -> int:
 
 def missing(conn: sqlite3.Connection) -> tuple[Span, ...]:
     """What to ask the others for, so that floating pieces come to hang on the rest."""
-    spans = []
-    for log, row in rows.logs(conn).items():
-        if is_frozen(conn, row):
-            pieces = _pieces(conn, row)
-            held = {hashed for _, hashed, _ in pieces}
-            ends = [seq for seq, hashed, hangs in pieces if not hangs and _prev(conn, row, hashed) not in held]
-            spans += [Span(*log, max(seq - LOOK_BACK, 1), seq - 1) for seq in ends if seq > 1]
+    spans: list[Span] = []
+    forked = frozen(conn)
+    logs = rows.logs(conn) if forked else {}
+    for log in forked:
+        row = logs[log]
+        pieces = _pieces(conn, row)
+        held = {hashed for _, hashed, _ in pieces}
+        ends = [seq for seq, hashed, hangs in pieces if not hangs and _prev(conn, row, hashed) not in held]
+        spans += [Span(*log, max(seq - LOOK_BACK, 1), seq - 1) for seq in ends if seq > 1]
     return tuple(spans)
 
 

@@ -62,6 +62,10 @@ CREATE TABLE branches (      -- of forked logs: all but the branch that is in en
     signature BLOB NOT NULL,
     PRIMARY KEY (log, seq, hash)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE pruned (
+    log INTEGER PRIMARY KEY, -- logs.id
+    below INTEGER NOT NULL   -- seq of the checkpoint that replaces all before it; what is left of that is not told
+) STRICT;
 """
 """What version 2 added: an older file gets it when it is opened."""
 

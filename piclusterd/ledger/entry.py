@@ -46,6 +46,8 @@ from ..wire import (
 VERSION = 1
 OPEN = "log.open"
 """Kind of the first entry of every log, and of no other."""
+CHECKPOINT = "log.checkpoint"
+"""Kind of an entry that replaces everything before it in its log: it holds the key again, and what is still open."""
 HEAD_PREFIX = b"piclusterd ledger head v1\0"
 """Keeps a ledger signature from being one of anything else the same key signs."""
 HASH_BYTES = 32
@@ -150,17 +152,18 @@ def next_hlc(last: int, wall_ms: int) -> int:
 # making -----------------------------------------------------------------------------------------------------------
 def draft(record: Record) -> Draft:
     """`record`, encoded. Raises UserError where another node would refuse it; nothing changed."""
-    if record.kind == OPEN or not _is_kind(record.kind) or not 0 <= record.term <= INT_MAX:
+    if record.kind in (OPEN, CHECKPOINT) or not _is_kind(record.kind) or not 0 <= record.term <= INT_MAX:
         raise UserError(f"{record.kind!r} in term {record.term} cannot be a ledger entry", "kind or term is not legal")
-    return _draft(record)
+    return encode_draft(record)
 
 
 def draft_open(signer: Signer, name: str) -> Draft:
     """The first entry of a log of `signer`'s."""
-    return _draft(Record(OPEN, {"key": signer.public_key, "name": name}))
+    return encode_draft(Record(OPEN, {"key": signer.public_key, "name": name}))
 
 
-def _draft(record: Record) -> Draft:
+def encode_draft(record: Record) -> Draft:
+    """`record` encoded, its body checked as a peer will check it. Raises UserError."""
     try:
         payload: bytes = msgpack.packb(dict(record.body))
     except (TypeError, ValueError, OverflowError) as fault:
@@ -290,6 +293,17 @@ def extend(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Link | Dro
     if entry.signature and not is_signed(key, hashed, entry.signature, verify):
         return Dropped(f"forged: the signature of {place} is not its origin's")
     return Link(Tip(key, header.seq, hashed), _fact(header, body))
+
+
+def extend_pruned(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Tip | Dropped:
+    """As `extend`, for an entry whose payload was pruned here: the chain still verifies without it."""
+    place = f"{header.origin}/{header.epoch} seq {header.seq}"
+    if (header.seq, header.prev) != (tip.seq + 1, tip.hash):
+        return Dropped(f"broken chain: {place} does not follow the entry before it")
+    hashed = entry_hash(entry.header)
+    if entry.signature and not is_signed(tip.key, hashed, entry.signature, verify):
+        return Dropped(f"forged: the signature of {place} is not its origin's")
+    return Tip(tip.key, header.seq, hashed)
 
 
 def is_signed(key: bytes, hashed: bytes, signature: bytes, verify: Verify) -> bool:

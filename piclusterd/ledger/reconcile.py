@@ -39,24 +39,22 @@ WANT_TIMEOUT_S = 5.0
 """A Want unanswered for this long is asked again, of whoever has it then."""
 SPANS_MAX = 64
 """Spans in one Want; the rest is asked for when this batch has been stored."""
+NEVER = float("inf")
 READS_MAX = 4
 """Reads under way for peers; further Wants are dropped and asked again after WANT_TIMEOUT_S."""
 
 
 def lacking(mine: dict[LogId, int], theirs: Iterable[Head]) -> tuple[Span, ...]:
     """What `theirs` holds and `mine` does not."""
-    spans = (
-        Span(head.origin, head.epoch, mine.get(head.log, 0) + 1, head.seq)
-        for head in theirs
-        if head.seq > mine.get(head.log, 0)
-    )
-    return tuple(sorted(spans))
+    ends = [(LogId(origin, epoch), seq) for origin, epoch, seq in theirs]
+    return tuple(sorted([Span(*log, mine.get(log, 0) + 1, seq) for log, seq in ends if seq > mine.get(log, 0)]))
 
 
 class Reconcile:
     def __init__(self, heads: Iterable[Head], sync_s: float, tokens: Iterator[Token]) -> None:
         self.held: dict[LogId, int] = {head.log: head.seq for head in heads}
-        self.digest = digest(self.heads())
+        self._heads = self._sorted()
+        self.digest = digest(self._heads)
         self._sync_s = sync_s
         self._term: Term = 0
         self._wants: dict[NodeId, float] = {}
@@ -72,10 +70,15 @@ class Reconcile:
 
     # looks ---------------------------------------------------------------------------------------------------
     def heads(self) -> tuple[Head, ...]:
-        return tuple(Head(log.origin, log.epoch, seq) for log, seq in sorted(self.held.items()))
+        return self._heads
+
+    @property
+    def waiting(self) -> int:
+        """Peers whose answer to a Want is awaited."""
+        return len(self._wants)
 
     def deadline(self) -> float:
-        return min(self._wants.values(), default=float("inf"))
+        return min(self._wants.values()) if self._wants else NEVER
 
     # events --------------------------------------------------------------------------------------------------
     def handle(self, event: Event, now: float, term: Term) -> list[Output]:
@@ -120,8 +123,11 @@ class Reconcile:
         return [Send(peer, Held(self._term, self.digest, self.heads()))]
 
     def _on_held(self, peer: NodeId, theirs: tuple[Head, ...], now: float) -> list[Output]:
+        if theirs == self._heads:
+            self._theirs.pop(peer, None)
+            return []
         out: list[Output] = []
-        if lacking({h.log: h.seq for h in theirs}, self.heads()):
+        if lacking({h.log: h.seq for h in theirs}, self._heads):
             out = self._compare(peer, b"", now)  # they lack something: let them know, they will ask
         self._theirs[peer] = theirs
         return out + self._want(peer, now)
@@ -152,10 +158,16 @@ class Reconcile:
         return out
 
     def _grow(self, heads: Iterable[Head], out: list[Output]) -> list[Output]:
+        before = self._heads
         for head in heads:
             self.held[head.log] = max(head.seq, self.held.get(head.log, 0))
-        self.digest = digest(self.heads())
+        self._heads = self._sorted()
+        if self._heads != before:
+            self.digest = digest(self._heads)
         return out
+
+    def _sorted(self) -> tuple[Head, ...]:
+        return tuple([Head(*log, seq) for log, seq in sorted(self.held.items())])
 
     def _overdue(self, now: float) -> list[Output]:
         late = [peer for peer, due in self._wants.items() if due <= now]

@@ -28,6 +28,7 @@ from ..events import (
     Activated,
     Append,
     Appended,
+    AppendFailed,
     CloseHub,
     Deposed,
     Durable,
@@ -58,7 +59,7 @@ UNACKED_MAX = 4096
 
 
 def copies_needed(voters: int) -> int:
-    """W for N voters: W + E > N, and never a single copy where there is a second disk (research: quorum table)."""
+    """W for N voters: W + E > N, and never a single copy where there is a second disk."""
     return 1 if voters <= 1 else max(2, voters - (voters // 2 + 1) + 1)
 
 
@@ -85,6 +86,10 @@ class Replicate:
         self._voters: tuple[NodeId, ...] = ()
         self._held: dict[NodeId, dict[LogId, int]] = {}
         """Voter → what it said, in the term we lead, that it holds."""
+        self._said: dict[NodeId, tuple[Head, ...]] = {}
+        """Voter → the heads it told last."""
+        self._unpushed: list[Entry] = []
+        """Appended, but not covered by a signature yet: no voter would take it."""
         self._unacked: list[Unacked] = []
         self._links: dict[NodeId, None] = {}
         self._pushed: dict[Token, tuple[NodeId, Term]] = {}
@@ -101,7 +106,13 @@ class Replicate:
         return sum((v == self.me and mine) or self._held.get(v, {}).get(log, 0) >= seq for v in self._voters)
 
     def is_durable(self, log: LogId, seq: int) -> bool:
-        return self.copies(log, seq) >= copies_needed(len(self._voters))
+        wanted = copies_needed(len(self._voters)) if self._rules.enough_copies else 1
+        return self.copies(log, seq) >= wanted
+
+    @property
+    def waiting(self) -> int:
+        """Appends that wait for copies."""
+        return len(self._unacked)
 
     # events --------------------------------------------------------------------------------------------------
     def handle(self, event: Event, now: float, term: Term) -> list[Output]:
@@ -116,6 +127,9 @@ class Replicate:
                 return self._on_held(sender, held)
             case Appended() if self.phase != "idle":
                 return self._on_appended(event)
+            case AppendFailed(token) if token == self._opening:
+                self.phase = "recovering"  # tried again when a voter answers the next heartbeat
+                return []
             case Stored(token):
                 return self._on_stored(token, bool(event.facts)) + self._progress()
             case LinkUp(peer):
@@ -180,6 +194,9 @@ class Replicate:
 
     def _learn(self, voter: NodeId, heads: tuple[Head, ...]) -> None:
         """Messages may overtake each other: what a voter once said it holds, it holds."""
+        if self._said.get(voter) == heads:
+            return
+        self._said[voter] = heads
         known = self._held.setdefault(voter, {})
         for head in heads:
             known[head.log] = max(head.seq, known.get(head.log, 0))
@@ -187,7 +204,11 @@ class Replicate:
     def _on_appended(self, appended: Appended) -> list[Output]:
         last = appended.facts[-1]
         self._unacked.append(Unacked(appended.token, last.log, last.seq, appended.facts))
-        push = Push(self._led, appended.entries)
+        self._unpushed += appended.entries
+        if not appended.entries[-1].signature:
+            return self._progress()  # the rest of its commit group follows, signed at the end
+        push = Push(self._led, tuple(self._unpushed))
+        self._unpushed.clear()
         return [*(Send(peer, push) for peer in self._links), *self._progress()]
 
     def _progress(self) -> list[Output]:
@@ -196,6 +217,8 @@ class Replicate:
             return []
         if self.phase == "recovering":
             return self._open() if self._recovered() or not self._rules.recovery_barrier else []
+        if not self._unacked:
+            return []
         ready = [u for u in self._unacked if self.is_durable(u.log, u.seq)]
         self._unacked = [u for u in self._unacked if u not in ready] if ready else self._unacked
         out: list[Output] = []
@@ -224,4 +247,4 @@ class Replicate:
 
     def _reset(self, phase: Phase, term: Term, voters: tuple[NodeId, ...]) -> None:
         self.phase, self._led, self._voters = phase, term, voters
-        self._held, self._unacked, self._opening = {}, [], None
+        self._held, self._said, self._unacked, self._unpushed, self._opening = {}, {}, [], [], None

@@ -2,6 +2,7 @@
 
     logs ──id──▶ entries.id = logs.id << 40 | seq        damaged(id): rows the scrub found rotten
                                                         branches: the other branches of a forked log
+                                                        pruned: where a log begins that is cut at a checkpoint
 
 Shared by `store`, `taking`, `branches`, `scrub` and `prune`, so that each says only what it decides. A log that holds a
 branch is frozen: the rows of `branches` *are* that fact, so no flag can disagree with them.
@@ -97,6 +98,18 @@ def header_at(conn: sqlite3.Connection, row: Log, seq: int) -> bytes | None:
     return None if found is None else bytes(found[0])
 
 
+def begins(conn: sqlite3.Connection, row: Log) -> int:
+    """The seq the log begins with here: 1, or that of the checkpoint which replaced what was before it."""
+    found = conn.execute("SELECT below FROM pruned WHERE log = ?", (row.id,)).fetchone()
+    return 1 if found is None else int(found[0])
+
+
+def set_begins(conn: sqlite3.Connection, row: Log, checkpoint: int) -> None:
+    """From now on the log begins with the checkpoint at that seq: nothing before it is told, served, or mended."""
+    conn.execute("REPLACE INTO pruned VALUES (?, ?)", (row.id, max(checkpoint, begins(conn, row))))
+    conn.execute("DELETE FROM damaged WHERE id BETWEEN ? AND ?", (row.first, row.first + checkpoint - 1))
+
+
 def tip(conn: sqlite3.Connection, row: Log) -> Tip:
     """Where the log ends; `EMPTY` where it has no entry."""
     sql = "SELECT id, header FROM entries WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1"
@@ -114,6 +127,12 @@ def damaged_seqs(conn: sqlite3.Connection, row: Log) -> frozenset[int]:
     """Seqs of the log that the scrub found rotten and that are not mended yet."""
     sql = "SELECT id FROM damaged WHERE id BETWEEN ? AND ?"
     return frozenset(place - row.first for (place,) in conn.execute(sql, (row.first, row.last)))
+
+
+def is_blemished(conn: sqlite3.Connection) -> bool:
+    """Is there any rot or fork at all? Almost never: what looks closer need not then."""
+    sql = "SELECT EXISTS (SELECT 1 FROM damaged) OR EXISTS (SELECT 1 FROM branches)"
+    return bool(conn.execute(sql).fetchone()[0])
 
 
 def spans_of(log: LogId, seqs: Iterable[int]) -> tuple[Span, ...]:

@@ -4,11 +4,12 @@
                                         ├─▶ entries ─▶ read(spans), facts(after), heads, counts, verify_all
     apply(entries) ──▶ verified ────────┘
 
-The same functions run under the simulator (":memory:") and under `writer`. Of `database` they know the two tables.
+The same functions run under the simulator (":memory:") and under `writer`.
 
-Invariants. A log's entries are 1..n without a gap, and n is signed: what a signature does not cover yet is never kept,
-so a head always ends on a signed entry, and so does every batch that `read` gives. Of two branches of a log the first
-to arrive stays. Junk from a peer is reported in `Applied.dropped`, never raised. Bytes are stored as they arrived.
+Invariants. A log's entries are 1..n without a gap (or c..n, where c is a checkpoint), and n is signed: what a signature
+does not cover yet is never kept, so a head always ends on a signed entry, and so does every batch that `read` gives. Of
+two branches of a log the first to arrive stays in `entries`, the others in `branches`; both are served and told. Junk
+from a peer is reported in `Applied.dropped`, never raised. Bytes are stored as they arrived.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..errors import Broken
+from ..errors import Broken, Unavailable
 from ..events import Fact, Record
 from ..ids import LogId, NodeId, node_id
 from ..wire import HEADS_MAX, Dropped, Entry, Head, Span
+from . import branches, rows, scrub
+from .checkpoint import kept_facts
 from .database import open_database as open_database
 from .database import pragma, transaction
 from .entry import (
@@ -38,18 +41,24 @@ from .entry import (
     draft_open,
     entry_hash,
     extend,
-    is_signed,
+    extend_pruned,
 )
-
-SEQ_BITS = SEQ_MAX.bit_length()
+from .rows import Log
+from .taking import Taking
 
 
 class Applied(NamedTuple):
-    """What `apply` changed: facts that are new, heads of every log it was given that is held, and what it refused."""
+    """What `apply` changed: facts that are new, heads of every log it was given that is held, and what it refused.
+
+    `forks`: spans of ours that a fork just found contradicts; whoever sent the other branch should be given them.
+    `missing`: spans to ask for, so that every branch comes to hang on the rest (see `branches`).
+    """
 
     facts: tuple[Fact, ...]
     heads: tuple[Head, ...]
     dropped: tuple[Dropped, ...]
+    forks: tuple[Span, ...] = ()
+    missing: tuple[Span, ...] = ()
 
 
 class Counts(NamedTuple):
@@ -67,37 +76,32 @@ class Verdict(NamedTuple):
     faults: tuple[str, ...]
 
 
-class _Log(NamedTuple):
-    id: int
-    key: bytes
-
-    @property
-    def first(self) -> int:
-        """The entry id that seq 0 would have."""
-        return self.id << SEQ_BITS
-
-    @property
-    def last(self) -> int:
-        return self.first | SEQ_MAX
-
-
-_Run = list[tuple[Header, Entry]]
-"""Entries of one log with their headers, by seq."""
-
-
 # writing ---------------------------------------------------------------------------------------------------------
 def open_log(conn: sqlite3.Connection, signer: Signer, name: str, epoch: int, wall_ms: int) -> LogId:
     """This node's log of `epoch`, begun with a signed log.open entry if missing; it is then the current one."""
     log = LogId(node_id(signer.public_key), epoch)
     with transaction(conn):
-        if log not in _logs(conn):
-            row = _insert_log(conn, log, signer.public_key)
-            entries = chain(log, EMPTY, [draft_open(signer, name)], signer, _last_hlc(conn), wall_ms)
-            _insert(conn, row, _with_headers(entries))
+        if log not in rows.logs(conn):
+            row = rows.insert_log(conn, log, signer.public_key)
+            entries = chain(log, EMPTY, [draft_open(signer, name)], signer, rows.last_hlc(conn), wall_ms)
+            rows.insert(conn, row, rows.with_headers(entries))
         if current_log(conn, log.origin) != log:
             latest = "(SELECT max(opened) FROM logs)"
             conn.execute(f"UPDATE logs SET opened = {latest} + 1 WHERE origin = ? AND epoch = ?", log)
     return log
+
+
+def opening(conn: sqlite3.Connection, log: LogId) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
+    """The first entry of a log of ours, and its fact."""
+    entry = next(entry for _, entry in rows.entries(conn, rows.logs(conn)[log], 1, 1))
+    return (entry,), (_sound_fact(entry),)
+
+
+def inspect_end(conn: sqlite3.Connection, log: LogId, verify: Verify) -> tuple[Span, ...]:
+    """Check the last commit group of `log` for rot, before more is chained to it; what is found is in quarantine."""
+    row = rows.logs(conn)[log]
+    with transaction(conn):
+        return scrub.inspect(conn, log, row, rows.tip(conn, row).seq, verify)
 
 
 def current_log(conn: sqlite3.Connection, origin: NodeId) -> LogId | None:
@@ -112,7 +116,8 @@ def append(
 ) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
     """Make `records` durable at the end of `log` in one transaction; `wall_ms`: Unix time, milliseconds.
 
-    Raises UserError for a record no node would accept, sqlite3.Error where the disk fails; nothing changed then.
+    Raises UserError for a record no node would accept, Unavailable where the log was closed by a fork, sqlite3.Error
+    where the disk fails; nothing changed then.
     """
     return append_drafts(conn, log, [draft(record) for record in records], signer, wall_ms)
 
@@ -122,135 +127,64 @@ def append_drafts(
 ) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
     """As `append`, for records that were checked and encoded before."""
     with transaction(conn):
-        row = _logs(conn)[log]
+        row = rows.logs(conn)[log]
         assert row.key == signer.public_key, "a log is extended only with the key it was opened with"
-        entries = chain(log, _tip(conn, row), drafts, signer, _last_hlc(conn), wall_ms)
-        _insert(conn, row, _with_headers(entries))
+        if branches.is_frozen(conn, row):
+            raise Unavailable("this node's log is closed", "two branches of it were seen", "Another one is opened now.")
+        entries = chain(log, rows.tip(conn, row), drafts, signer, rows.last_hlc(conn), wall_ms)
+        rows.insert(conn, row, rows.with_headers(entries))
     return entries, tuple(_sound_fact(entry) for entry in entries)
 
 
-def apply(conn: sqlite3.Connection, entries: Sequence[Entry], verify: Verify) -> Applied:
+def apply(conn: sqlite3.Connection, entries: Sequence[Entry], verify: Verify, resets: bool = False) -> Applied:
     """Store what verifies of `entries` (any mix of logs, any order) in one transaction; idempotent.
 
     Per log it stops at the first entry that does not hang on the chain and keeps what a signature before it covers.
-    Reasons in `dropped` start with `gap`, `fork` (two branches, both signed by the origin), or another of `entry`'s.
-    Raises sqlite3.Error where the disk fails, and nothing else; nothing changed then.
+    Entries that are in quarantine here are replaced by the sound copies among `entries`. `resets`: these are the answer
+    to a request of ours, so a checkpoint among them may replace what we lack before it.
+    Reasons in `dropped` start with `gap`, `fork` (two branches, both signed by the origin), `damaged` (our own copy is
+    rotten), or another of `entry`'s. Raises sqlite3.Error where the disk fails, nothing else; nothing changed then.
     """
-    runs, dropped = _runs(entries)
+    runs, dropped = rows.by_log(entries)
     facts: list[Fact] = []
     heads: list[Head] = []
+    forks: list[Span] = []
     with transaction(conn):
-        logs = _logs(conn)
+        logs = rows.logs(conn)
+        blemished = rows.is_blemished(conn)
         for log, run in runs.items():
             row = logs.get(log)
             if row is None and len(logs) >= HEADS_MAX:
                 dropped.append(Dropped(f"junk: {log.origin}/{log.epoch} would be log {HEADS_MAX + 1}, over the cap"))
                 continue
-            taken = _Taking(conn, row, verify)
+            facts += scrub.repair(conn, log, row, run, verify) if row and blemished else []
+            taken = Taking(conn, log, row, verify, resets, blemished)
             fault = taken.take(run)
             dropped += [fault] if fault else []
-            if taken.sound:
-                row = logs[log] = row or _insert_log(conn, log, taken.signed.key)
-                _insert(conn, row, taken.sound)
+            row = _keep(conn, log, row, taken)
             facts += taken.facts
-            if taken.signed.seq:
-                heads.append(Head(log.origin, log.epoch, taken.signed.seq))
-    return Applied(tuple(facts), tuple(sorted(heads)), tuple(dropped))
+            facts += [kept for fact in taken.facts if taken.begins for kept in kept_facts(fact)]
+            if row is not None and (taken.branch or taken.frozen):
+                new = branches.keep(conn, row, taken.branch, verify)
+                facts += new
+                forks += taken.ours() if new else ()
+                heads.append(_forked_head(conn, log, row))
+            elif taken.signed.seq:
+                heads.append(Head(*log, taken.signed.seq))
+        missing = branches.missing(conn)
+    return Applied(tuple(facts), tuple(sorted(heads)), tuple(dropped), tuple(forks), missing)
 
 
-class _Taking:
-    """One log's share of an `apply`: follows the chain from the stored tip, keeping only what a signature covers."""
-
-    def __init__(self, conn: sqlite3.Connection, row: _Log | None, verify: Verify) -> None:
-        self._conn, self._row, self._verify = conn, row, verify
-        self.signed = EMPTY if row is None else _tip(conn, row)
-        self.sound: _Run = []
-        self.facts: list[Fact] = []
-        self._tip = self.signed
-        self._unsigned: list[tuple[Header, Entry, Fact]] = []
-        self._seen: dict[int, bytes] = {}
-
-    def take(self, run: _Run) -> Dropped | None:
-        """Follow `run`; the reason it stopped early, if it did. `signed`, `sound` and `facts` hold the outcome."""
-        for index, (header, entry) in enumerate(run):
-            if header.seq <= self._tip.seq and self._held(header.seq) == entry.header:
-                continue
-            if header.seq <= self._tip.seq or (header.seq == self._tip.seq + 1 and header.prev != self._tip.hash):
-                return self._diverged(run[index:])
-            link = extend(self._tip, header, entry, self._verify)
-            if isinstance(link, Dropped):
-                return link
-            self._seen[header.seq] = entry.header
-            self._unsigned.append((header, entry, link.fact))
-            self._tip = link.tip
-            if entry.signature:
-                self._settle()
-        return None
-
-    def _settle(self) -> None:
-        self.signed = self._tip
-        self.sound += [(header, entry) for header, entry, _ in self._unsigned]
-        self.facts += [fact for _, _, fact in self._unsigned]
-        self._unsigned.clear()
-
-    def _held(self, seq: int) -> bytes | None:
-        if seq in self._seen or self._row is None:
-            return self._seen.get(seq)
-        row = self._conn.execute("SELECT header FROM entries WHERE id = ?", (self._row.first + seq,)).fetchone()
-        return None if row is None else bytes(row[0])
-
-    def _diverged(self, branch: _Run) -> Dropped:
-        """`branch` is not the one followed. A fork is proven where the origin signed both; anyone can forge."""
-        header = branch[0][0]
-        place = f"{header.origin}/{header.epoch} seq {header.seq}"
-        beyond = header.seq == self.signed.seq + 1 and header.prev != self.signed.hash
-        if (header.seq <= self.signed.seq or beyond) and self._is_signed(branch):
-            return Dropped(f"fork: {place} exists twice, both signed by its origin; the first is kept")
-        return Dropped(f"forged: {place} exists twice, and nothing proves that its origin wrote both")
-
-    def _is_signed(self, branch: _Run) -> bool:
-        """Does a signature of the origin's cover the first entry of `branch`?"""
-        hashed = branch[0][0].prev
-        for header, entry in branch:
-            if header.prev == hashed:
-                hashed = entry_hash(entry.header)
-                if entry.signature and is_signed(self.signed.key, hashed, entry.signature, self._verify):
-                    return True
-        return False
-
-
-def _runs(entries: Sequence[Entry]) -> tuple[dict[LogId, _Run], list[Dropped]]:
-    """`entries` by log, in order of seq, and what is not an entry at all."""
-    runs: dict[LogId, _Run] = {}
-    dropped: list[Dropped] = []
-    for entry in entries:
-        header = decode_header(entry.header)
-        if isinstance(header, Dropped):
-            dropped.append(header)
-        else:
-            runs.setdefault(header.log, []).append((header, entry))
-    for run in runs.values():
-        run.sort(key=lambda item: item[0].seq)
-    return runs, dropped
-
-
-def _with_headers(entries: Sequence[Entry]) -> _Run:
-    runs, dropped = _runs(entries)
-    assert not dropped, "our own entries decode"
-    return [item for run in runs.values() for item in run]
-
-
-def _insert_log(conn: sqlite3.Connection, log: LogId, key: bytes) -> _Log:
-    row = conn.execute("INSERT INTO logs (origin, epoch, key) VALUES (?, ?, ?)", (*log, key)).lastrowid
-    assert row is not None
-    return _Log(row, key)
-
-
-def _insert(conn: sqlite3.Connection, row: _Log, run: _Run) -> None:
-    conn.executemany(
-        "INSERT INTO entries (id, hlc, header, payload, signature) VALUES (?, ?, ?, ?, ?)",
-        [(row.first + header.seq, header.hlc, entry.header, entry.payload, entry.signature) for header, entry in run],
-    )
+def _keep(conn: sqlite3.Connection, log: LogId, row: Log | None, taken: Taking) -> Log | None:
+    """Write what was found sound; the log's row, None where nothing of it is held."""
+    if not taken.sound:
+        return row
+    row = row or rows.insert_log(conn, log, taken.signed.key)
+    if taken.begins is not None:
+        conn.execute("DELETE FROM entries WHERE id BETWEEN ? AND ?", (row.first, row.first + taken.begins - 1))
+        rows.set_begins(conn, row, taken.begins)
+    rows.insert(conn, row, taken.sound)
+    return row
 
 
 # reading ---------------------------------------------------------------------------------------------------------
@@ -258,9 +192,11 @@ def read(conn: sqlite3.Connection, spans: Sequence[Span], bytes_max: int, entrie
     """Entries of `spans`, in order, until a cap is passed; what is not held is left out.
 
     The caps are soft: a batch closes at the first signed entry that reaches one, and a span that ends inside a commit
-    group is read to the group's end, as what no signature covers would not be accepted.
+    group is read to the group's end, as what no signature covers would not be accepted. A span that begins before a
+    checkpoint whose past was pruned is read from the checkpoint on. Rot is not served: its span ends before it.
+    Of a frozen log all branches are read.
     """
-    logs = _logs(conn)
+    logs = rows.logs(conn)
     batch: list[Entry] = []
     size = 0
     for span in spans:
@@ -268,31 +204,73 @@ def read(conn: sqlite3.Connection, spans: Sequence[Span], bytes_max: int, entrie
         first, last = max(span.first, 1), min(span.last, SEQ_MAX)
         if row is None or first > last:
             continue
-        for seq, entry in _entries(conn, row, first):
-            batch.append(entry)
-            size += len(entry.header) + len(entry.payload) + len(entry.signature)
-            if entry.signature and (size >= bytes_max or len(batch) >= entries_max):
+        for group in _servable(conn, row, first):
+            batch += group
+            size += sum(len(entry.header) + len(entry.payload) + len(entry.signature) for entry in group)
+            if size >= bytes_max or len(batch) >= entries_max:
                 return tuple(batch)
-            if entry.signature and seq >= last:
+            if _seq(group[-1]) >= last:
                 break
+        batch += branches.entries(conn, row, first, last)
     return tuple(batch)
 
 
+def _servable(conn: sqlite3.Connection, row: Log, first: int) -> Iterator[list[Entry]]:
+    """The log's groups from seq `first` on, up to the first entry that a peer would refuse."""
+    quarantined = rows.damaged_seqs(conn, row)
+    group: list[Entry] = []
+    expected, hashed = 0, b""
+    for seq, entry in rows.entries(conn, row, max(first, rows.begins(conn, row))):
+        header = decode_header(entry.header)
+        if seq in quarantined or isinstance(header, Dropped) or not header.describes(entry.payload):
+            return
+        if header.seq != seq or (hashed and (header.prev != hashed or seq != expected)):
+            return
+        expected, hashed = seq + 1, entry_hash(entry.header)
+        group.append(entry)
+        if entry.signature:
+            yield group
+            group = []
+
+
+def _seq(entry: Entry) -> int:
+    header = decode_header(entry.header)
+    assert isinstance(header, Header), "was decoded a moment ago"
+    return header.seq
+
+
 def heads(conn: sqlite3.Connection) -> tuple[Head, ...]:
-    """Where each log ends, sorted."""
-    sql = f"SELECT origin, epoch, (SELECT max(id) FROM entries WHERE {_OF_LOG}) - (logs.id << {SEQ_BITS}) FROM logs"
-    return tuple(sorted(Head(NodeId(origin), epoch, seq) for origin, epoch, seq in conn.execute(sql)))
+    """Where each log ends, sorted; of a frozen log the end of its longest branch."""
+    sql = (
+        f"SELECT origin, epoch, (SELECT max(id) FROM entries WHERE {rows.OF_LOG}) - (logs.id << {rows.SEQ_BITS})"
+        " FROM logs"
+    )
+    ends = {LogId(NodeId(origin), epoch): seq or 0 for origin, epoch, seq in conn.execute(sql)}
+    for log in branches.frozen(conn):
+        ends[log] = _forked_head(conn, log, rows.logs(conn)[log]).seq
+    return tuple(Head(*log, seq) for log, seq in sorted(ends.items()))
+
+
+def _forked_head(conn: sqlite3.Connection, log: LogId, row: Log) -> Head:
+    return Head(*log, max(rows.tip(conn, row).seq, branches.head(conn, row)))
 
 
 def facts(conn: sqlite3.Connection, after: Sequence[Head] = ()) -> Iterator[Fact]:
     """What the ledger says, beyond the heads `after`: streamed log by log, each in order of seq.
 
-    The logs come in the order they arrived here: folds rank by `Fact.order`. Raises Broken at an entry that rotted.
+    The logs come in the order they arrived here: folds rank by `Fact.order`. A checkpoint is followed by the facts that
+    it kept of what it replaced. What is in quarantine is left out; raises Broken at rot that is not there yet.
     """
     known = {head.log: head.seq for head in after}
-    for log, row in _logs(conn).items():
-        for _, entry in _entries(conn, row, known.get(log, 0) + 1):
-            yield _sound_fact(entry)
+    for log, row in rows.logs(conn).items():
+        quarantined = rows.damaged_seqs(conn, row)
+        for seq, entry in rows.entries(conn, row, max(known.get(log, 0) + 1, rows.begins(conn, row))):
+            if seq in quarantined:
+                continue
+            fact = _sound_fact(entry)
+            yield fact
+            yield from kept_facts(fact)
+        yield from (fact for fact in branches.facts(conn, row) if fact.seq > known.get(log, 0))
 
 
 def counts(conn: sqlite3.Connection) -> Counts:
@@ -305,51 +283,34 @@ def verify_all(conn: sqlite3.Connection, verify: Verify) -> Verdict:
     """Hash everything again and verify every signature. A scrub: reads the whole ledger."""
     sound = 0
     faults: list[str] = []
-    for log, row in _logs(conn).items():
+    for log, row in rows.logs(conn).items():
         seq, fault = _verify_log(conn, log, row, verify)
         sound += seq
         faults += [fault] if fault else []
     return Verdict(sound, tuple(faults))
 
 
-def _verify_log(conn: sqlite3.Connection, log: LogId, row: _Log, verify: Verify) -> tuple[int, str]:
-    tip, signed = EMPTY, False
-    for _, entry in _entries(conn, row, 1):
+def _verify_log(conn: sqlite3.Connection, log: LogId, row: Log, verify: Verify) -> tuple[int, str]:
+    """How many entries verify, and the first fault ("": none); also those left below a checkpoint, without bodies."""
+    tip, signed, sound, begins = EMPTY, False, 0, rows.begins(conn, row)
+    for seq, entry in rows.entries(conn, row, 1):
         header = decode_header(entry.header)
-        link = header if isinstance(header, Dropped) else extend(tip, header, entry, verify)
-        if isinstance(link, Dropped) or link.fact.log != log:
-            reason = link.reason if isinstance(link, Dropped) else "broken chain: an entry of another log"
-            return tip.seq, f"{log.origin}/{log.epoch} after seq {tip.seq}: {reason}"
-        tip, signed = link.tip, bool(entry.signature)
+        if isinstance(header, Header) and not sound and seq <= begins:
+            tip = Tip(row.key, seq - 1, header.prev)
+        following = header if isinstance(header, Dropped) else _following(tip, header, entry, verify, begins)
+        if isinstance(following, Dropped) or isinstance(header, Dropped) or header.log != log:
+            reason = following.reason if isinstance(following, Dropped) else "broken chain: an entry of another log"
+            return sound, f"{log.origin}/{log.epoch} after seq {tip.seq}: {reason}"
+        tip, signed, sound = following, bool(entry.signature), sound + 1
     fault = "" if signed and tip.key == row.key else f"{log.origin}/{log.epoch}: its end is not signed by its key"
-    return tip.seq, fault
+    return sound, fault
 
 
-_OF_LOG = f"id BETWEEN logs.id << {SEQ_BITS} AND logs.id << {SEQ_BITS} | {SEQ_MAX}"
-
-
-def _logs(conn: sqlite3.Connection) -> dict[LogId, _Log]:
-    rows = conn.execute("SELECT origin, epoch, id, key FROM logs ORDER BY id")
-    return {LogId(NodeId(origin), epoch): _Log(row, bytes(key)) for origin, epoch, row, key in rows}
-
-
-def _entries(conn: sqlite3.Connection, row: _Log, first: int) -> Iterator[tuple[int, Entry]]:
-    """(seq, entry) of a log from seq `first` on."""
-    sql = "SELECT id, header, payload, signature FROM entries WHERE id BETWEEN ? AND ? ORDER BY id"
-    for place, header, payload, signature in conn.execute(sql, (row.first + first, row.last)):
-        yield place - row.first, Entry(header, payload, signature)
-
-
-def _tip(conn: sqlite3.Connection, row: _Log) -> Tip:
-    sql = "SELECT id, header FROM entries WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1"
-    last = conn.execute(sql, (row.first, row.last)).fetchone()
-    return EMPTY if last is None else Tip(row.key, last[0] - row.first, entry_hash(last[1]))
-
-
-def _last_hlc(conn: sqlite3.Connection) -> int:
-    """The latest hybrid clock at the end of any log; 0 in an empty ledger."""
-    sql = f"SELECT max((SELECT hlc FROM entries WHERE {_OF_LOG} ORDER BY id DESC LIMIT 1)) FROM logs"
-    return conn.execute(sql).fetchone()[0] or 0
+def _following(tip: Tip, header: Header, entry: Entry, verify: Verify, begins: int) -> Tip | Dropped:
+    if not entry.payload and header.seq < begins:
+        return extend_pruned(tip, header, entry, verify)
+    link = extend(tip, header, entry, verify)
+    return link if isinstance(link, Dropped) else link.tip
 
 
 def _sound_fact(entry: Entry) -> Fact:

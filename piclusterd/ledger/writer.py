@@ -20,6 +20,7 @@ bytes, or the oldest has waited `commit_delay_s` (DeWitt et al., SIGMOD 1984; th
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sqlite3
 import time
@@ -30,28 +31,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiosqlite
-
 from .. import config
 from ..errors import Broken, Overloaded, Unavailable
 from ..events import Fact, Record
 from ..ids import LogId, node_id
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Entry, Head, Span
-from . import store
-from .database import BUSY_TIMEOUT_MS, broken, open_database, open_reader
+from . import branches, prune, rescue, scrub, store
+from .ballast import Ballast
+from .connection import Connection, Work, checkpoint_wal, fail, is_corrupt, is_full, resolve, size_of
+from .database import open_reader
 from .entry import Draft, Signer, Verify, draft, draft_bytes
 
 QUEUE_MAX = 1024
 """Transactions waiting: as many as the mailbox lets callers wait for."""
 WAL_BYTES_MAX = 16 * 1024 * 1024
 """SQLite checkpoints by itself every 4 MB; a WAL past this had readers in the way and is truncated by force."""
-CHECKPOINT_WAIT_MS = 200
-"""How long a forced checkpoint waits for readers while appends wait for it."""
 EPOCH_BITS = 48
 """A new log's epoch is random, as a node that lost its disk cannot know which it used; exact in JavaScript too."""
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
 Appended = tuple[tuple[Entry, ...], tuple[Fact, ...]]
 
 
@@ -71,56 +69,35 @@ class _Job:
     done: asyncio.Future[Any]
 
 
-class _Desk:
-    """A connection and its thread."""
-
-    def __init__(self, path: Path, opener: Callable[[Path], sqlite3.Connection]) -> None:
-        self._path, self._opener = path, opener
-        self._raw: sqlite3.Connection
-        self._connection: aiosqlite.Connection
-
-    async def open(self) -> None:
-        """Raises Broken. Opens first and starts the thread then: aiosqlite leaves its thread where opening fails."""
-        self._raw = await asyncio.to_thread(self._opener, self._path)
-        self._connection = await aiosqlite.Connection(lambda: self._raw, iter_chunk_size=64)
-
-    async def run(self, work: Work[T]) -> T:
-        """`work` on the connection's thread, to its end even where the caller is cancelled. Raises Broken.
-
-        aiosqlite has no public call for a function of one's own, and its public ones are single statements, between
-        which a cancellation leaves the transaction open: `_execute` is what all of them are made of.
-        """
-        try:
-            result: T = await self._connection._execute(work, self._raw)  # type: ignore[no-untyped-call]
-        except sqlite3.Error as fault:
-            raise broken(fault, self._path) from fault
-        return result
-
-    async def close(self) -> None:
-        await self._connection.close()
-
-
 class LedgerWriter:
     """The ledger of this node. Made by `start`, ended by `close`."""
 
     def __init__(
         self, path: Path, signer: Signer, verify: Verify, name: str, wall_ms: Callable[[], int], limits: config.Ledger
     ) -> None:
-        self._signer, self._verify, self._name = signer, verify, name
+        self._path, self._signer, self._verify, self._name = path, signer, verify, name
         self._wall_ms, self._limits = wall_ms, limits
-        self._writing = _Desk(path, open_database)
-        self._reading = _Desk(path, open_reader)
+        self._reading = Connection(path, open_reader)
         self._wal = path.with_name(path.name + "-wal")
         self._waiting: deque[_Append | _Job] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._wal_bytes = 0
         self._wal_limit = WAL_BYTES_MAX
+        self._cursor = 0
+        self._corrupt = False
+        self._writing: Connection
         self._owner: asyncio.Task[None]
+        self._ballast: Ballast
+        self.wal_bytes = 0
+        """Of the write-ahead log after the last transaction; past WAL_BYTES_MAX a reader stays open too long."""
         self.log: LogId
         """The log this node appends to."""
         self.fault: Broken | None = None
         """Why the last transaction failed; None once one succeeds."""
+        self.damaged: tuple[Span, ...] = ()
+        """What the scrub found rotten and no peer has mended yet: a node with any does not stand for election."""
+        self.lost = ""
+        """Why this ledger may lack what it acknowledged (`rewind.recovered` says until when); "" where it does not."""
         self.last_commit_s = 0.0
         """How long the last group commit took, seconds."""
 
@@ -133,21 +110,38 @@ class LedgerWriter:
         name: str,
         wall_ms: Callable[[], int],
         limits: config.Ledger | None = None,
+        ran_before: bool = False,
+        ballast_bytes: int = 0,
     ) -> LedgerWriter:
-        """Open the ledger at `path` and this node's log in it (both made if missing). Raises Broken.
+        """Open the ledger at `path` and this node's log in it (both made if missing, or begun anew where damaged).
 
         `wall_ms()` is Unix time in milliseconds; it is called on the connection's thread, as `signer` and `verify` are.
+        `ran_before`: this node has voted, so a missing file is a loss. `ballast_bytes`: given up when the disk is full
+        (`ballast.BALLAST_BYTES`); none with 0. Raises Broken, and Refused where a writer runs.
         """
         writer = cls(path, signer, verify, name, wall_ms, limits or config.Ledger())
-        await writer._writing.open()
+        lock = await asyncio.to_thread(rescue.lock, path)
         try:
-            await writer._writing.run(writer._open_log)
-            await writer._reading.open()
+            await writer._open(ran_before, ballast_bytes)
         except BaseException:
-            await writer._writing.close()
+            os.close(lock)
             raise
-        writer._owner = asyncio.create_task(writer._own(), name="ledger writer")
+        writer._owner = asyncio.create_task(writer._own(lock), name="ledger writer")
         return writer
+
+    async def _open(self, ran_before: bool, ballast_bytes: int) -> None:
+        self._writing = Connection(self._path, lambda path: rescue.open_checked(path, self._verify, ran_before))
+        await self._writing.open()
+        try:
+            await self._writing.run(self._open_log)
+            await self._reading.open()
+        except BaseException:
+            await self._writing.close()
+            raise
+        self.lost = rescue.convalescent(self._path)
+        self._ballast = Ballast(rescue.beside(self._path, "ballast"), ballast_bytes)
+        if ballast_bytes:
+            await asyncio.to_thread(self._ballast.take)
 
     @property
     def healthy(self) -> bool:
@@ -168,17 +162,43 @@ class LedgerWriter:
         self._enqueue(_Append(drafts, size, loop.time(), done))
         return await done
 
-    async def apply(self, entries: Sequence[Entry]) -> store.Applied:
-        """Store what verifies of other nodes' entries (see `store.apply`). Raises Broken, Unavailable."""
-        return await self._do(partial(store.apply, entries=entries, verify=self._verify))
+    async def apply(self, entries: Sequence[Entry], resets: bool = False) -> store.Applied:
+        """Store what verifies of `entries` (see `store.apply`). Raises Broken, Unavailable."""
+        applied, self.damaged = await self._do(partial(self._apply, entries, resets))
+        return applied
 
-    async def new_epoch(self) -> LogId:
-        """Begin a new log of this node's and append to it from now on: for a disk that was found to be rewound."""
+    async def new_epoch(self, lost: str = "") -> Appended:
+        """Begin a new log and append to it from now on; `lost`: why one is needed, kept until `recovered`."""
+        if lost:
+            await asyncio.to_thread(rescue.set_convalescent, self._path, lost)
+            self.lost = lost
         return await self._do(self._open_epoch)
+
+    async def scrub_slice(self) -> scrub.Slice:
+        """Check the next slice of the ledger for rot; `damaged` tells what is in quarantine then. Raises Broken.
+
+        One slice is some 256 entries: every few seconds on an idle node. Cursor 0 means that the end was reached.
+        """
+        part, self.damaged = await self._do(self._scrub)
+        self._cursor = part.cursor
+        return part
+
+    async def add_checkpoint(self, keep: Sequence[int]) -> Appended:
+        """End what is before now in this node's log but for the entries `keep` (see `frontier`, `prune`)."""
+        return await self._do(partial(self._add_checkpoint, keep))
+
+    async def forget(self, log: LogId, checkpoint: int, level: prune.Level) -> bool:
+        """Remove some of what that checkpoint replaced; True: there is more (see `prune.prune`)."""
+        return await self._do(partial(prune.prune, log=log, checkpoint=checkpoint, level=level))
+
+    async def recovered(self) -> None:
+        """Others' heads say that nothing acknowledged is missing here any more (see `rewind.recovered`)."""
+        await asyncio.to_thread(rescue.set_recovered, self._path)
+        self.lost = ""
 
     async def checkpoint(self) -> bool:
         """Move the WAL into the database and truncate it. False: readers were in the way, try again later."""
-        return await self._do(_checkpoint)
+        return await self._do(checkpoint_wal)
 
     async def close(self) -> None:
         """Finish what is queued, then close the file. A second call does nothing."""
@@ -194,8 +214,13 @@ class LedgerWriter:
         return await self._look(partial(store.read, spans=spans, bytes_max=bytes_max, entries_max=entries_max))
 
     async def replay(self) -> list[Fact]:
-        """Everything the ledger says, for the folds at start."""
-        return await self._look(lambda conn: list(store.facts(conn)))
+        """Everything the ledger says, for the folds at start. Where rot is in the way it is put in quarantine first."""
+        try:
+            return await self._look(lambda conn: list(store.facts(conn)))
+        except Broken:
+            while (await self.scrub_slice()).cursor:
+                pass
+            return await self._look(lambda conn: list(store.facts(conn)))
 
     async def heads(self) -> tuple[Head, ...]:
         return await self._look(store.heads)
@@ -204,7 +229,7 @@ class LedgerWriter:
         return await self._look(store.counts)
 
     async def verify(self) -> store.Verdict:
-        """Scrub: hash everything again and verify every signature."""
+        """Hash everything again and verify every signature."""
         return await self._look(partial(store.verify_all, verify=self._verify))
 
     async def _look(self, work: Work[T]) -> T:
@@ -226,7 +251,7 @@ class LedgerWriter:
         self._waiting.append(item)
         self._arrived.set()
 
-    async def _own(self) -> None:
+    async def _own(self, lock: int) -> None:
         try:
             while await self._arrival(None):
                 item = self._waiting[0]
@@ -241,7 +266,13 @@ class LedgerWriter:
             try:
                 await self._reading.close()  # first: the last to close checkpoints, and that must be the writing one
             finally:
+                try:
+                    await self._writing.run(self._leave)
+                except (Broken, OSError):
+                    pass  # the mark stays unclean: the next start looks at the file
                 await self._writing.close()
+                self._ballast.release()
+                os.close(lock)
 
     async def _arrival(self, deadline: float | None) -> bool:
         """Wait until something waits: True. False: the loop's time passed `deadline`, or all is done at the close."""
@@ -278,19 +309,19 @@ class LedgerWriter:
             entries, facts = await self._run(partial(self._append_drafts, drafts))
         except Exception as fault:
             for append in group:
-                _fail(append.done, fault)
+                fail(append.done, fault)
             return
         self.last_commit_s = time.perf_counter() - started
         end = 0
         for append in group:
             start, end = end, end + len(append.drafts)
-            _resolve(append.done, (entries[start:end], facts[start:end]))
+            resolve(append.done, (entries[start:end], facts[start:end]))
 
     async def _perform(self, job: _Job) -> None:
         try:
-            _resolve(job.done, await self._run(job.work))
+            resolve(job.done, await self._run(job.work))
         except Exception as fault:
-            _fail(job.done, fault)
+            fail(job.done, fault)
 
     async def _run(self, work: Work[T]) -> T:
         """`work` on the writing connection; keeps `fault` and the WAL's size. Only what wrote proves the disk well."""
@@ -298,12 +329,15 @@ class LedgerWriter:
         def measured(conn: sqlite3.Connection) -> tuple[T, bool, int]:
             before = conn.total_changes
             result = work(conn)
-            return result, conn.total_changes != before, _size(self._wal)
+            return result, conn.total_changes != before, size_of(self._wal)
 
         try:
-            result, wrote, self._wal_bytes = await self._writing.run(measured)
+            result, wrote, self.wal_bytes = await self._writing.run(measured)
         except Broken as fault:
             self.fault = fault
+            self._corrupt = self._corrupt or is_corrupt(fault)
+            if is_full(fault):
+                await asyncio.to_thread(self._ballast.release)
             raise
         if wrote:
             self.fault = None
@@ -311,56 +345,53 @@ class LedgerWriter:
 
     async def _relieve(self) -> None:
         """Truncate the WAL where it is past its limit; with readers in the way, not again before it grew by as much."""
-        if self._wal_bytes <= self._wal_limit:
+        if self.wal_bytes <= self._wal_limit:
             return
         try:
-            done = await self._run(_checkpoint)
+            done = await self._run(checkpoint_wal)
         except Broken:
             done = False  # kept in `fault`; the rows themselves are safe in the WAL
-        self._wal_limit = WAL_BYTES_MAX if done else self._wal_bytes + WAL_BYTES_MAX
+        self._wal_limit = WAL_BYTES_MAX if done else self.wal_bytes + WAL_BYTES_MAX
 
     # on the connection's thread ----------------------------------------------------------------------------------
     def _append_drafts(self, drafts: Sequence[Draft], conn: sqlite3.Connection) -> Appended:
         return store.append_drafts(conn, self.log, drafts, self._signer, self._wall_ms())
 
+    def _apply(
+        self, entries: Sequence[Entry], resets: bool, conn: sqlite3.Connection
+    ) -> tuple[store.Applied, tuple[Span, ...]]:
+        return store.apply(conn, entries, self._verify, resets), scrub.damaged(conn)
+
+    def _scrub(self, conn: sqlite3.Connection) -> tuple[scrub.Slice, tuple[Span, ...]]:
+        return scrub.scrub(conn, self._cursor, self._verify), scrub.damaged(conn)
+
+    def _add_checkpoint(self, keep: Sequence[int], conn: sqlite3.Connection) -> Appended:
+        return prune.add_checkpoint(conn, self.log, keep, self._signer, self._name, self._wall_ms())
+
     def _open_log(self, conn: sqlite3.Connection) -> None:
-        """Go on with this node's log, or open its first."""
+        """Go on with this node's log where it may be extended, else open another; from now on the mark is unclean."""
         known = store.current_log(conn, node_id(self._signer.public_key))
-        if known is None:
+        if known is None or rescue.wants_new_epoch(self._path) or not self._is_sound(conn, known):
             self._open_epoch(conn)
+            rescue.new_epoch_opened(self._path)
         else:
             self.log = known
+        self.damaged = scrub.damaged(conn)
+        rescue.save_mark(self._path, conn, self.log, clean=False)
 
-    def _open_epoch(self, conn: sqlite3.Connection) -> LogId:
+    def _is_sound(self, conn: sqlite3.Connection, log: LogId) -> bool:
+        """May the log be extended? Not a forked one, nor one with a rotten end: its hash would go into the next."""
+        if log in branches.frozen(conn):
+            return False
+        store.inspect_end(conn, log, self._verify)
+        return not any(span.log == log for span in scrub.damaged(conn))
+
+    def _open_epoch(self, conn: sqlite3.Connection) -> Appended:
         self.log = store.open_log(conn, self._signer, self._name, secrets.randbits(EPOCH_BITS), self._wall_ms())
-        return self.log
+        return store.opening(conn, self.log)
 
-
-def _checkpoint(conn: sqlite3.Connection) -> bool:
-    conn.execute(f"PRAGMA busy_timeout={CHECKPOINT_WAIT_MS}")
-    try:
-        busy, _, _ = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    finally:
-        conn.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    return not busy
-
-
-def _size(path: Path) -> int:
-    """Bytes in the file; 0 where there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _resolve(done: asyncio.Future[T], value: T) -> None:
-    if not done.done():  # its caller was cancelled
-        done.set_result(value)
-
-
-def _fail(done: asyncio.Future[Any], fault: Exception) -> None:
-    if not done.done():
-        done.set_exception(fault)
+    def _leave(self, conn: sqlite3.Connection) -> None:
+        rescue.save_mark(self._path, conn, self.log, clean=not self._corrupt)
 
 
 def _closed() -> Unavailable:

@@ -1,23 +1,43 @@
-"""What must hold, checked after every step (I1–I7) and when the world has come to rest (I6–I8, I12).
+"""What must hold. I1–I5, I7 and I11 are looked at after every step, the rest when the world has come to rest.
 
 I1  at most one node is elected, and at most one becomes active, in a term
-I5  a webhook is called taken only when W voters have it on disk at that instant
-I6  every coordinator that becomes active holds every webhook ever called taken; at rest, so does every ledger
+I2  the term, the voters' version and the incarnation never go back on one identity, nor does a vote change in a term
+I3  nothing is called taken by a coordinator that a newer active one has superseded
+I4  one entry per (origin, epoch, seq), the same on every disk; each disk's logs grow without a gap
+I5  a webhook is called taken only when W voters have it on disk at that instant (one that lost its disk had it)
+I6  every coordinator that becomes active in the newest term holds every webhook ever called taken; at rest, every
+    ledger does
 I7  a step of a run has one idempotency key, whoever acts; at rest every taken webhook's run is done, its effect there
-I8  at rest all ledgers are equal and give equal journals
-I12 at rest there is one active coordinator and the hub's outbox is empty
+I8  at rest all ledgers are equal, one of them verifies whole, and they give equal journals
+I10 every node that is up answers a snapshot
+I11 what a node keeps for others is bounded: held-back messages, unacknowledged appends, waiting webhooks, wants, links
+I12 at rest there is one active coordinator and the hub's outbox is empty; a leader whom no majority hears steps down;
+    a leader whom a majority hears is not deposed by a node that comes back (theme `return`); a node that was up and
+    heard is not called failed (theme `stall`)
+
+I9 (pruning removes nothing that a retained member lacks) waits for pruning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..ids import NodeId, RunId, Term
-from ..ledger.replicate import copies_needed
+from ..events import Fact, HardState, MemberDown
+from ..ids import LogId, NodeId, RunId, Term
+from ..ledger import store
+from ..ledger.replicate import UNACKED_MAX, copies_needed
+from ..node import HELD_BACK_MAX, Node
+from ..workflows.intake import WAITING_MAX
+from .keys import verify
+from .network import CLOG_MAX_S
 
 if TYPE_CHECKING:
-    from .world import World
+    from .world import Actor, World
+
+PEERS_MAX = 16
+"""More than any rehearsed cluster has: whatever is kept per peer stays below."""
+SETTLE_S = 3.0
+"""Time that messages under way and timers of a step may take beyond the rule's own times."""
 
 
 class Violation(AssertionError):
@@ -25,62 +45,179 @@ class Violation(AssertionError):
 
 
 class Checks:
-    def __init__(self, voters: tuple[NodeId, ...]) -> None:
-        self._voters = voters
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._voters = world.voters.voters
+        self._wanted = copies_needed(len(self._voters))
         self._elected: dict[Term, NodeId] = {}
         self._active: dict[Term, NodeId] = {}
+        self._elected_at = 0.0
         self._on_disk: dict[str, dict[NodeId, None]] = {}
         self._keys: dict[tuple[RunId, str], str] = {}
+        self._hard: dict[NodeId, HardState] = {}
+        self._entries: dict[tuple[LogId, int], Fact] = {}
+        self._ends: dict[tuple[NodeId, LogId], int] = {}
+        self._unheard_since: dict[int, float] = {}
+        """Leader's actor number → since when no majority can reach it."""
         self.taken: dict[str, None] = {}
         """Webhook keys that a node called taken."""
 
+    # I1, I2, I6 ----------------------------------------------------------------------------------------------
     def elected(self, node: NodeId, term: Term) -> None:
         self._single(self._elected, term, node, "I1 elected")
+        self._elected_at = self._world.now
 
     def activated(self, node: NodeId, term: Term) -> None:
         self._single(self._active, term, node, "I1 active")
+        if term < max(self._elected):
+            return  # woken into a later term: what it calls taken is I3's and I5's business
         missing = [key for key in self.taken if node not in self._on_disk.get(key, {})]
-        _hold(not missing, f"I6 {node} is active in term {term} without {missing[:3]}")
-
-    def landed(self, node: NodeId, hook_key: str) -> None:
-        """`node` has the webhook on disk from now on."""
-        self._on_disk.setdefault(hook_key, {})[node] = None
-
-    def called_taken(self, hook_key: str, newest: NodeId | None) -> None:
-        """`newest`: the active coordinator of the highest term at this instant."""
-        copies = sum(node in self._on_disk.get(hook_key, {}) for node in self._voters)
-        wanted = copies_needed(len(self._voters))
-        _hold(copies >= wanted, f"I5 {hook_key} called taken with {copies} of {wanted} copies")
-        held = newest is None or newest in self._on_disk.get(hook_key, {})
-        _hold(held, f"I3 {hook_key} called taken by a superseded coordinator: {newest} does not hold it")
-        self.taken[hook_key] = None
-
-    def acted(self, run: RunId, operation: str, key: str) -> None:
-        known = self._keys.setdefault((run, operation), key)
-        _hold(known == key, f"I7 {operation} of run {run} was tried with keys {known} and {key}")
-
-    def at_rest(self, world: World, effects: Mapping[str, int]) -> None:
-        nodes = [actor.node for actor in world.actors if actor.node is not None]
-        _hold(len(nodes) == len(world.actors), "I12 a node is not up")
-        _hold(sum(node.replicate.active for node in nodes) == 1, "I12 no single active coordinator")
-        _hold(not world.hub.outbox, f"I12 {len(world.hub.outbox)} webhooks are still at the hub")
-        heads = [node.reconcile.heads() for node in nodes]
-        _hold(all(h == heads[0] for h in heads), f"I8 ledgers differ: {[sum(x.seq for x in h) for h in heads]}")
-        views = [node.journal.views(most=1_000_000) for node in nodes]
-        _hold(all(v == views[0] for v in views), "I8 journals differ")
-        for node in nodes:
-            missing = [key for key in self.taken if key not in node.journal.hooks]
-            _hold(not missing, f"I6 {node.me} lacks {missing[:3]}")
-        still_open = [run.run for run in views[0] if run.state == "open"]
-        _hold(not still_open, f"I12 runs still open: {still_open[:3]}")
-        undone = [run.run for run in views[0] if run.state == "done" and effects.get(run.run, 0) != 1]
-        _hold(not undone, f"I7 runs without exactly one effect: {undone[:3]}")
+        hold(not missing, f"I6 {node} is active in term {term} without {missing[:3]}")
 
     def _single(self, book: dict[Term, NodeId], term: Term, node: NodeId, what: str) -> None:
         known = book.setdefault(term, node)
-        _hold(known == node, f"{what}: both {known} and {node} in term {term}")
+        hold(known == node, f"{what}: both {known} and {node} in term {term}")
+
+    def booted(self, actor: Actor) -> None:
+        """What the disk remembers is not older than what it remembered."""
+        self._never_back(actor.disk.node, actor.disk.hard)
+
+    def _never_back(self, node: NodeId, now: HardState) -> None:
+        before = self._hard.get(node)
+        self._hard[node] = now
+        if before is None or before is now:
+            return
+        places = [(s.term, (s.voters.version, s.voters.term), s.incarnation) for s in (before, now)]
+        went_back = any(b < a for a, b in zip(*places, strict=True))
+        hold(not went_back, f"I2 {node} went back from {places[0]} to {places[1]}")
+        changed = before.term == now.term and before.voted_for not in (None, now.voted_for)
+        hold(not changed, f"I2 {node} changed its vote in term {now.term}")
+
+    # I4 ------------------------------------------------------------------------------------------------------
+    def landed(self, node: NodeId, fact: Fact) -> None:
+        """`node` has the entry on disk from now on."""
+        known = self._entries.setdefault((fact.log, fact.seq), fact)
+        if known is not fact and known != fact:
+            hold(False, f"I4 {fact.log} seq {fact.seq} says two things")
+        last = self._ends.get((node, fact.log), 1 if fact.log.origin == node else 0)
+        if fact.seq != last + 1:
+            hold(False, f"I4 {node} stored seq {fact.seq} of {fact.log} after {last}")
+        self._ends[node, fact.log] = fact.seq
+        if fact.kind == "hook":
+            self._on_disk.setdefault(str(fact.body["key"]), {})[node] = None
+
+    # I3, I5, I7 ----------------------------------------------------------------------------------------------
+    def called_taken(self, hook_key: str) -> None:
+        holders = self._on_disk.get(hook_key, {})
+        copies = sum(voter in holders for voter in self._voters)
+        hold(copies >= self._wanted, f"I5 {hook_key} called taken with {copies} of {self._wanted} copies")
+        newest = self._newest_coordinator()
+        held = newest is None or newest in holders
+        hold(held, f"I3 {hook_key} called taken by a superseded coordinator: {newest} does not hold it")
+        self.taken[hook_key] = None
+
+    def _newest_coordinator(self) -> NodeId | None:
+        active = [(a.node.election.term, a.disk.node) for a in self._world.actors if a.node and a.node.replicate.active]
+        return max(active)[1] if active else None
+
+    def acted(self, run: RunId, operation: str, key: str) -> None:
+        known = self._keys.setdefault((run, operation), key)
+        hold(known == key, f"I7 {operation} of run {run} was tried with keys {known} and {key}")
+
+    # I11 -----------------------------------------------------------------------------------------------------
+    def stepped(self, actor: Actor, node: Node) -> None:
+        """After every event of a node."""
+        disk = actor.disk
+        if disk.hard is not self._hard.get(disk.node):
+            self._never_back(disk.node, disk.hard)
+        wants, held_back = node.reconcile.waiting, node.held_back
+        if wants > PEERS_MAX or held_back > HELD_BACK_MAX:
+            hold(False, f"I11 {node.me} keeps {wants} wants, {held_back} held-back messages")
+        if node.replicate.phase != "idle":
+            unacked, hooks = node.replicate.waiting, node.intake.waiting
+            hold(unacked <= UNACKED_MAX and hooks <= WAITING_MAX, "I11 a coordinator keeps too much")
+
+    # I10, I12 while it goes on -------------------------------------------------------------------------------
+    def tick(self) -> None:
+        """Now and then: does a leader that nobody hears know it?"""
+        for actor in self._world.actors:
+            node = actor.node
+            stopped = node is None or actor.stalled_until > self._world.now or actor.inbox
+            if stopped or node is None or node.election.role != "leader" or self._is_heard(actor):
+                self._unheard_since.pop(actor.number, None)
+                continue
+            since = self._unheard_since.setdefault(actor.number, self._world.now)
+            alone = self._world.now - since
+            hold(alone <= self._patience(), f"I12 {node.me} leads though no majority was heard for {alone:.1f} s")
+
+    def _is_heard(self, leader: Actor) -> bool:
+        world = self._world
+        heard = sum(
+            world.by_id[v] is leader
+            or (
+                world.by_id[v].node is not None
+                and world.by_id[v].disk.node == v
+                and world.links.reach(leader, world.by_id[v])
+            )
+            for v in self._voters
+        )
+        return heard > len(self._voters) // 2
+
+    def _patience(self) -> float:
+        """CheckQuorum's window, and what may still have been under way when the last path closed."""
+        longest = self._world.network.weather.longest_s + CLOG_MAX_S
+        return self._world.timings.election_max_s + longest + SETTLE_S
+
+    def member_down(self, actor: Actor, note: MemberDown) -> None:
+        """Theme `stall`: nobody who was up and heard is called failed by a node's own judgement."""
+        if self._world.theme != "stall" or note.state != "failed" or "not refuted in" not in note.why:
+            return
+        accused = self._world.by_id[note.node]
+        window = self._world.timings.suspect_max_s
+        awake = self._world.now - accused.stalled_until
+        well = accused.node is not None and accused.disk.node == note.node and awake > window
+        hold(not well, f"I12 {actor.disk.node} calls {note.node} failed, which has been up for {awake:.1f} s")
+
+    def deposed(self, actor: Actor, why: str) -> None:
+        """Theme `return`: whoever comes back follows the leader that the others kept (rivals of its own race apart)."""
+        racing = self._world.now - self._elected_at < 2 * self._world.timings.election_max_s
+        quiet = self._world.theme != "return" or actor.node is None or "no majority" in why
+        hold(quiet or racing, f"I12 {actor.disk.node} was deposed by a node that came back: {why}")
+
+    # at rest -------------------------------------------------------------------------------------------------
+    def at_rest(self) -> None:
+        world = self._world
+        nodes = [actor.node for actor in world.actors if actor.node is not None]
+        hold(len(nodes) == len(world.actors), "I12 a node is not up")
+        hold(sum(node.replicate.active for node in nodes) == 1, "I12 no single active coordinator")
+        hold(not world.hub.outbox, f"I12 {len(world.hub.outbox)} webhooks are still at the hub")
+        self._ledgers_agree(nodes)
+        for node in nodes:
+            missing = [key for key in self.taken if key not in node.journal.hooks]
+            hold(not missing, f"I6 {node.me} lacks {missing[:3]}")
+            hold(node.view(world.now).me == node.me, f"I10 {node.me} does not answer")
+        self._runs_are_done(nodes[0])
+
+    def _ledgers_agree(self, nodes: list[Node]) -> None:
+        heads = [node.reconcile.heads() for node in nodes]
+        hold(all(h == heads[0] for h in heads), f"I8 ledgers differ: {[sum(x.seq for x in h) for h in heads]}")
+        for actor in self._world.actors:
+            hold(store.heads(actor.disk.conn) == heads[0], f"I8 {actor.disk.node} has another ledger on disk")
+        witness = self._world.actors[self._world.plan.seed % len(nodes)]  # one a seed: to hash all of them is slow
+        verdict = store.verify_all(witness.disk.conn, verify)
+        hold(not verdict.faults, f"I4 {witness.disk.node}: {verdict.faults[:1]}")
+        views = [node.journal.views(most=1_000_000) for node in nodes]
+        hold(all(v == views[0] for v in views), "I8 journals differ")
+
+    def _runs_are_done(self, node: Node) -> None:
+        effects = self._world.service.effects()
+        runs = node.journal.views(most=1_000_000)
+        still_open = [run.run for run in runs if run.state == "open"]
+        hold(not still_open, f"I12 runs still open: {still_open[:3]}")
+        undone = [run.run for run in runs if run.state == "done" and effects.get(run.run, 0) != 1]
+        hold(not undone, f"I7 runs without exactly one effect: {undone[:3]}")
 
 
-def _hold(condition: bool, text: str) -> None:
+def hold(condition: bool, text: str) -> None:
     if not condition:
         raise Violation(text)

@@ -1,51 +1,186 @@
 """A disk that forgets what was not synced: one node's ledger (the real SQL, in memory) and its hard state.
 
-Writes land in order, each group after a drawn fsync time. A crash in between loses everything that had not landed,
-which is what a power cut does to a disk that tells the truth. With `lying` it answers before it has written.
+    write ─▶ queue ──sync begins──▶ group ──its drawn time later: land──▶ events         (group commit, as the writer's)
+
+Writes land in order; a crash loses the queue, and of the group under way only a drawn prefix landed, unanswered: a torn
+write. A disk may also stall, or refuse for a while; then each write is answered as the daemon's hands answer it.
+
+Lies (ablations) are the absence of one rule of this layer: `vote-fsync` and `ack-fsync` answer before the write has
+landed, `contiguity` reports a log's highest seq seen as its end, gap or no gap.
 """
 
 from __future__ import annotations
 
+import itertools
 from random import Random
+from typing import NamedTuple
 
-from ..events import HardState
-from ..ids import NodeId
+from ..events import Append, Appended, AppendFailed, Fact, HardState, HardStateSaved, SaveHardState, Store, Stored
+from ..ids import LogId, NodeId
 from ..ledger import store
-from .keys import SimKey
+from ..ledger.entry import decode_header
+from ..wire import Dropped, Head, Span
+from .keys import SimKey, verify
+
+Write = Append | Store | SaveHardState
+Outcome = Appended | AppendFailed | Stored | HardStateSaved
+
+ALL = 1_000_000_000
+"""More bytes and entries than a rehearsed ledger has."""
+FASTEST_S = 0.0005
+STALL_MAX_S = 10.0
+"""The longest fsync seen on SD cards is 7.45 s (k3s#2853)."""
+NO_SPACE = "no space left on device"
+YEAR_2026_MS = 1_767_225_600_000
+
+
+class Cached(NamedTuple):
+    """A disk's state that exists in its cache only, and the facts that are new in it."""
+
+    heads: tuple[Head, ...]
+    hard: HardState
+    facts: tuple[Fact, ...]
 
 
 class Disk:
-    def __init__(self, key: SimKey, name: str, rng: Random, slow: float) -> None:
+    def __init__(
+        self,
+        key: SimKey,
+        name: str,
+        rng: Random,
+        slow: float,
+        lies: tuple[str, ...] = (),
+        hard: HardState | None = None,
+    ) -> None:
         """`slow`: seconds the longest fsync takes."""
         self.key = key
-        self.hard = HardState()
+        self.name = name
+        self.hard = hard or HardState()
         self.conn = store.open_database(":memory:")
-        self.log = store.open_log(self.conn, key, name, epoch=1, wall_ms=0)
+        self.log: LogId = store.open_log(self.conn, key, name, epoch=1, wall_ms=YEAR_2026_MS)
+        self.queue: list[Write] = []
+        self.group: list[Write] = []
+        """What the sync under way will make durable."""
+        self.landed: list[Fact] = []
+        """Facts that are new on this disk; whoever watches takes them away."""
+        self.wall_offset_ms = 0
+        self.stalled_until = 0.0
+        self.failing_until = 0.0
+        self._lies = lies
         self._rng = rng
         self._slow = slow
-        self._syncing_until = 0.0
-        self._next_ends: float | None = None
+        self._synced: tuple[Head, ...] = store.heads(self.conn)
+        self._synced_hard = self.hard
 
     @property
     def node(self) -> NodeId:
         return self.log.origin
 
-    def lands_at(self, now: float) -> float:
-        """When a write queued now is durable: what waits behind an fsync shares the next one (group commit)."""
-        if now >= self._syncing_until and self._next_ends is not None:
-            self._syncing_until, self._next_ends = self._next_ends, None
-        if now >= self._syncing_until:
-            self._syncing_until = now + self._took()
-            return self._syncing_until
-        if self._next_ends is None:
-            self._next_ends = self._syncing_until + self._took()
-        return self._next_ends
+    def steady(self) -> None:
+        """From now on an fsync takes FASTEST_S."""
+        self._slow = FASTEST_S
 
-    def _took(self) -> float:
-        return self._rng.uniform(0.0005, self._slow)
+    # syncing -------------------------------------------------------------------------------------------------
+    def begin_sync(self, now: float) -> float:
+        """What waits becomes the group under way; seconds until it lands."""
+        self.group, self.queue = self.queue, []
+        return max(self.stalled_until - now, 0.0) + self._rng.uniform(FASTEST_S, self._slow)
 
-    def crash(self) -> None:
-        self._syncing_until, self._next_ends = 0.0, None
+    def land(self, now: float) -> list[Outcome]:
+        """The group is on disk now, or refused; the answers in order. A vote that is refused is tried again."""
+        group, self.group = self.group, []
+        if now < self.failing_until:
+            self.queue = [write for write in group if isinstance(write, SaveHardState)] + self.queue
+            return [_refusal(write) for write in group if not isinstance(write, SaveHardState)]
+        return self._perform(group, now)
+
+    def _perform(self, group: list[Write], now: float) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for kind, writes in itertools.groupby(group, type):
+            if kind is Append:
+                outcomes += self._append([w for w in writes if isinstance(w, Append)], now)
+            else:
+                outcomes += [self._one(w) for w in writes if not isinstance(w, Append)]
+        return outcomes
+
+    def _append(self, writes: list[Append], now: float) -> list[Outcome]:
+        """Appends that wait together are one transaction with one signature, as the ledger's writer makes them."""
+        records = [record for write in writes for record in write.records]
+        wall_ms = max(0, YEAR_2026_MS + int(now * 1000) + self.wall_offset_ms)
+        entries, facts = store.append(self.conn, self.log, records, self.key, wall_ms)
+        self.landed += facts
+        outcomes: list[Outcome] = []
+        at = 0
+        for write in writes:
+            share = slice(at, at + len(write.records))
+            outcomes.append(Appended(write.token, entries[share], facts[share]))
+            at = share.stop
+        return outcomes
+
+    def _one(self, write: Store | SaveHardState) -> Outcome:
+        if isinstance(write, SaveHardState):
+            self.hard = write.state
+            return HardStateSaved(write.token)
+        applied = store.apply(self.conn, write.entries, verify)
+        self.landed += applied.facts
+        heads = _highest(write, applied.heads) if "contiguity" in self._lies else applied.heads
+        return Stored(write.token, applied.facts, heads, applied.dropped)
+
+    # lying ---------------------------------------------------------------------------------------------------
+    def lies_about(self, write: Write) -> bool:
+        """Is `write` answered before it has landed? (An ablation.)"""
+        return ("vote-fsync" if isinstance(write, SaveHardState) else "ack-fsync") in self._lies
+
+    def answer_early(self, write: Write, now: float) -> tuple[list[Outcome], Cached]:
+        """The answers, and what a power cut undoes until `settle` is given it."""
+        known, self.landed = self.landed, []
+        outcomes = self._perform([write], now)
+        cached = Cached(store.heads(self.conn), self.hard, tuple(self.landed))
+        self.landed = known
+        return outcomes, cached
+
+    def settle(self, cached: Cached) -> None:
+        """What was answered early is on disk now."""
+        self._synced, self._synced_hard = cached.heads, cached.hard
+        self.landed += cached.facts
+
+    # losing --------------------------------------------------------------------------------------------------
+    def crash(self, now: float) -> None:
+        """Power is gone: the queue is lost, and of the group only a prefix landed."""
+        torn = self._rng.randrange(len(self.group) + 1) if now >= self.failing_until else 0
+        self._perform(self.group[:torn], now)
+        self.queue, self.group = [], []
+        if "ack-fsync" in self._lies:
+            self.rewind(self._synced)
+        if "vote-fsync" in self._lies:
+            self.hard = self._synced_hard
+
+    def rewind(self, heads: tuple[Head, ...]) -> None:
+        """The ledger as it was when it ended at `heads`."""
+        spans = [Span(*head.log, 1, head.seq) for head in heads]
+        entries = store.read(self.conn, spans, ALL, ALL)
+        self.conn.close()
+        self.conn = store.open_database(":memory:")
+        store.apply(self.conn, entries, verify)
+        store.open_log(self.conn, self.key, self.name, self.log.epoch, YEAR_2026_MS)
+        self._synced = store.heads(self.conn)
 
     def close(self) -> None:
         self.conn.close()
+
+
+def _refusal(write: Append | Store) -> Outcome:
+    """No space, or an fsync that failed, in the words of the daemon's hands."""
+    if isinstance(write, Append):
+        return AppendFailed(write.token, NO_SPACE)
+    return Stored(write.token, (), (), (Dropped(NO_SPACE),))
+
+
+def _highest(write: Store, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+    """The ends of the logs as a store would tell them that does not look for gaps."""
+    ends = {head.log: head.seq for head in heads}
+    for entry in write.entries:
+        header = decode_header(entry.header)
+        assert not isinstance(header, Dropped)
+        ends[header.log] = max(header.seq, ends.get(header.log, 0))
+    return tuple(Head(*log, seq) for log, seq in sorted(ends.items()))

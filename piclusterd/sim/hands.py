@@ -8,25 +8,27 @@ effect has happened.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, assert_never
+
+import msgpack
 
 from ..events import (
     Activated,
     Answer,
     Append,
-    Appended,
     Ask,
     CallOut,
     CloseHub,
+    Deposed,
     Effect,
     Elected,
     EntriesRead,
-    Fact,
-    HardState,
-    HardStateSaved,
+    Event,
     HookArrived,
     HookTaken,
+    MemberDown,
     Note,
     Noted,
     OpenHub,
@@ -37,17 +39,18 @@ from ..events import (
     StepFinished,
     Stopped,
     Store,
-    Stored,
 )
-from ..ids import NodeId, Term
+from ..ids import Term
 from ..ledger import store
-from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Hook, Vote
-from .keys import verify
+from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Dropped, Hook, PeerMessage, Vote, decode, encode
+from .disk import Cached
 from .outside import Delivery, Line
 
 if TYPE_CHECKING:
     from .world import Actor, World
 
+LIE_S = 0.5
+"""How long a lying disk keeps in its cache what it called durable."""
 REDELIVER_S = 10.0
 """The hub offers a webhook again that was not answered for this long."""
 
@@ -58,18 +61,17 @@ class SimHands:
         self._rng = rng
         self._deliveries: dict[int, Delivery] = {}
         self._tickets = itertools.count(1)
+        self.answers: dict[int, object] = {}
+        """Ticket → value, of questions asked with `ask`."""
 
     def perform(self, actor: Actor, effect: Effect) -> None:
         match effect:
-            case Send(to, message):
-                self._send(actor, self._world.by_id[to], Received(actor.disk.node, message))
-            case SaveHardState(token, state):
-                self._save(actor, token, state)
-            case Append() | Store():
-                life = actor.life
-                self._world.at(
-                    actor.disk.lands_at(self._world.now) - self._world.now, lambda: self._write(actor, life, effect)
-                )
+            case Send():
+                self._send(actor, effect)
+            case Noted(note):
+                self._check_note(actor, note)
+            case SaveHardState() | Append() | Store():
+                self._write(actor, effect)
             case Read(token, spans):
                 entries = store.read(actor.disk.conn, spans, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX)
                 self._world.deliver_in(self._rng.uniform(0.0001, 0.01), actor, EntriesRead(token, entries))
@@ -83,66 +85,71 @@ class SimHands:
                 self._world.hub.hang_up(actor.disk.node)
             case Answer(ticket, value):
                 self._answered(ticket, value)
-            case Noted(note):
-                self._check_note(actor, note)
             case Stopped():
                 self._world.crash(actor)
             case _:
                 assert_never(effect)
 
-    def _send(self, sender: Actor, to: Actor, event: Received) -> None:
-        if not self._world.linked(sender, to):
+    # network -------------------------------------------------------------------------------------------------
+    def _send(self, sender: Actor, send: Send) -> None:
+        world, me = self._world, sender.disk.node
+        to = world.by_id[send.to]
+        if to.disk.node != send.to or not world.links.linked(sender, to):
             return
-        for delay in self._world.network.delays(sender.disk.node, to.disk.node):
-            self._world.deliver_in(delay, to, event)
-        if isinstance(event.message, Vote) and event.message.granted and not event.message.pre:
+        message = of_newer_release(send.message) if sender.newer else send.message
+        if message is not None:
+            event = Received(me, message)
+            for delay in world.network.delays(me, send.to, world.now):
+                world.deliver_in(delay, to, event)
+        if world.vote_crash and isinstance(message, Vote) and message.granted and not message.pre:
             self._maybe_cut_power(sender)
 
     def _maybe_cut_power(self, actor: Actor) -> None:
         if self._rng.random() < self._world.vote_crash:
-            life = actor.life
-            self._world.at(0.0005, lambda: self._crash_and_restart(actor, life, self._rng.uniform(0.001, 0.1)))
+            self._world.at(0.0005, self._crash_and_restart, actor, actor.life, self._rng.uniform(0.001, 0.1))
 
     def _crash_and_restart(self, actor: Actor, life: int, after: float) -> None:
         if actor.life == life and actor.node is not None:
             self._world.crash(actor)
-            self._world.at(after, lambda: self._world.boot(actor) if actor.node is None else None)
+            self._world.at(after, self._world.boot, actor)
 
-    def _save(self, actor: Actor, token: int, state: HardState) -> None:
-        life = actor.life
-        lands = actor.disk.lands_at(self._world.now) - self._world.now
+    # disk ----------------------------------------------------------------------------------------------------
+    def _write(self, actor: Actor, write: Append | Store | SaveHardState) -> None:
+        disk = actor.disk
+        if disk.lies_about(write):
+            outcomes, cached = disk.answer_early(write, self._world.now)
+            for outcome in outcomes:
+                self._world.deliver_in(0.0001, actor, outcome)
+            self._world.at(LIE_S, self._settle, actor, actor.life, cached)
+            return
+        disk.queue.append(write)
+        if not disk.group:
+            self._sync(actor)
 
-        def land() -> None:
-            if actor.life == life:
-                actor.disk.hard = state
-                if not self._world.plan.lying_disks:
-                    self._world.deliver(actor, life, HardStateSaved(token))
+    def _sync(self, actor: Actor) -> None:
+        self._world.at(actor.disk.begin_sync(self._world.now), self._land, actor, actor.life)
 
-        if self._world.plan.lying_disks:
-            self._world.deliver_in(0.0001, actor, HardStateSaved(token))
-            lands += self._rng.uniform(0.1, 1.0)
-        self._world.at(lands, land)
-
-    def _write(self, actor: Actor, life: int, effect: Append | Store) -> None:
-        """The write is on disk now, unless the machine died before."""
+    def _land(self, actor: Actor, life: int) -> None:
+        """The group is on disk now, unless the machine died before."""
         if actor.life != life:
             return
-        disk = actor.disk
-        event: Appended | Stored
-        if isinstance(effect, Append):
-            entries, facts = store.append(disk.conn, disk.log, effect.records, disk.key, int(self._world.now * 1000))
-            event = Appended(effect.token, entries, facts)
-        else:
-            applied = store.apply(disk.conn, effect.entries, verify)
-            facts = applied.facts
-            event = Stored(effect.token, facts, applied.heads, applied.dropped)
-        self._landed(actor, facts)
-        self._world.deliver(actor, life, event)
+        outcomes = actor.disk.land(self._world.now)
+        self.landed(actor)
+        if actor.disk.queue:
+            self._sync(actor)
+        for outcome in outcomes:
+            self._world.deliver(actor, life, outcome)
 
-    def _landed(self, actor: Actor, facts: tuple[Fact, ...]) -> None:
-        for fact in facts:
-            if fact.kind == "hook":
-                self._world.checks.landed(actor.disk.node, str(fact.body["key"]))
+    def _settle(self, actor: Actor, life: int, cached: Cached) -> None:
+        if actor.life == life:
+            actor.disk.settle(cached)
+            self.landed(actor)
+
+    def landed(self, actor: Actor) -> None:
+        """Tell the checks what is new on the actor's disk."""
+        for fact in actor.disk.landed:
+            self._world.checks.landed(actor.disk.node, fact)
+        actor.disk.landed.clear()
 
     def _check_note(self, actor: Actor, note: Note) -> None:
         match note:
@@ -150,6 +157,10 @@ class SimHands:
                 self._world.checks.elected(actor.disk.node, term)
             case Activated(term):
                 self._world.checks.activated(actor.disk.node, term)
+            case MemberDown():
+                self._world.checks.member_down(actor, note)
+            case Deposed(_, why):
+                self._world.checks.deposed(actor, why)
             case _:
                 return
         self._world.note(actor, note)
@@ -175,13 +186,13 @@ class SimHands:
                 outcome = StepFinished(call.token, value=value)
             if fate > 0.1:  # between 0.1 and 0.2 the effect happens and the reply is lost
                 outcome = StepFinished(call.token, error="timeout") if fate < 0.2 else outcome
-            self._world.at(self._rng.uniform(0.02, 0.5), lambda: self._world.deliver(actor, life, outcome))
+            self._world.at(self._rng.uniform(0.02, 0.5), self._world.deliver, actor, life, outcome)
 
         self._world.at(arrives, arrive)
 
     def _connect_hub(self, actor: Actor, term: Term) -> None:
         line = Line(actor.disk.node, actor.life, term)
-        self._world.at(self._rng.uniform(0.02, 0.3), lambda: self._world.hub.connect(line))
+        self._world.at(self._rng.uniform(0.02, 0.3), self._world.hub.connect, line)
 
     def pump_hub(self) -> None:
         """The hub sends what its window allows; what was not answered is sent again."""
@@ -200,7 +211,7 @@ class SimHands:
         self._deliveries[ticket] = Delivery(ticket, seq, hook)
         self._world.deliver_in(self._rng.uniform(0.01, 0.3), actor, HookArrived(ticket, hook))
         if seq is not None:
-            self._world.at(REDELIVER_S, lambda: self._give_up(ticket))
+            self._world.at(REDELIVER_S, self._give_up, ticket)
 
     def _give_up(self, ticket: int) -> None:
         delivery = self._deliveries.pop(ticket, None)
@@ -210,16 +221,13 @@ class SimHands:
     def _answered(self, ticket: int, value: object) -> None:
         delivery = self._deliveries.pop(ticket, None)
         if delivery is None:
+            self.answers[ticket] = value
             return
         taken = isinstance(value, HookTaken)
         if taken:
-            self._world.checks.called_taken(delivery.hook.key, self._newest_coordinator())
+            self._world.checks.called_taken(delivery.hook.key)
         if delivery.seq is not None:
             self._world.hub.answered(delivery.seq, taken)
-
-    def _newest_coordinator(self) -> NodeId | None:
-        active = [(a.node.election.term, a.disk.node) for a in self._world.actors if a.node and a.node.replicate.active]
-        return max(active)[1] if active else None
 
     def webhook(self) -> None:
         """Mostly through the hub; some straight to a node, some of them twice."""
@@ -229,3 +237,20 @@ class SimHands:
             self._world.hub.accept(hook)
         for _ in range(self._rng.choice((0, 0, 1, 2))):
             self._arrive(self._rng.choice(self._world.actors), hook, None)
+
+    def give(self, actor: Actor, hook: Hook) -> None:
+        """Post a webhook straight to a node, as its provider would."""
+        self._arrive(actor, hook, None)
+
+    def ask(self, actor: Actor, question: Callable[[int], Event]) -> int:
+        """Give `question(ticket)` to the actor; its answer will be in `answers` under the returned ticket."""
+        ticket = next(self._tickets)
+        self._world.deliver_in(0.0, actor, question(ticket))
+        return ticket
+
+
+def of_newer_release(message: PeerMessage) -> PeerMessage | None:
+    """As a node of today reads what a later release says: with a field more, through the codec of both."""
+    fields = msgpack.unpackb(encode(message))
+    read = decode(msgpack.packb([*fields, {"of": "a later release"}]))
+    return None if isinstance(read, Dropped) else read

@@ -1,4 +1,4 @@
-"""A bad network: late, lost, doubled and reordered messages, and partitions that need not be symmetric.
+"""A bad network: late, lost, doubled and reordered messages, partitions that need not be symmetric, clogged paths.
 
 Worse than the daemon's links on purpose (those are ordered streams): a protocol that lives here lives there.
 """
@@ -10,6 +10,11 @@ from random import Random
 
 from ..ids import NodeId
 
+TAIL = 50.0
+"""A slow message takes up to so many times the usual delay."""
+CLOG_MAX_S = 5.0
+"""A clogged path lets go after this long at the latest (TigerBeetle's packet simulator has the same)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weather:
@@ -20,7 +25,12 @@ class Weather:
     loss: float
     duplication: float
     slow: float
-    """Probability that a message takes up to fifty times as long (a heavy tail reorders)."""
+    """Probability that a message takes up to TAIL times as long (a heavy tail reorders)."""
+
+    @property
+    def longest_s(self) -> float:
+        """How late a message can be where no path is clogged."""
+        return self.delay_max_s * (TAIL if self.slow else 1.0)
 
 
 CALM = Weather(0.0002, 0.005, 0.0, 0.0, 0.0)
@@ -42,25 +52,46 @@ class Network:
         self.weather = weather
         self._rng = rng
         self._cut: dict[tuple[NodeId, NodeId], None] = {}
+        self._clogged: dict[tuple[NodeId, NodeId], float] = {}
 
     def cut(self, one: NodeId, other: NodeId) -> None:
         """Nothing passes from `one` to `other`; the way back is untouched."""
         self._cut[one, other] = None
 
+    def mend(self, one: NodeId, other: NodeId) -> None:
+        self._cut.pop((one, other), None)
+
+    def clog(self, one: NodeId, other: NodeId, until: float) -> None:
+        """What `one` sends `other` is held until then, and arrives in one heap."""
+        self._clogged[one, other] = until
+
     def heal(self) -> None:
         self._cut.clear()
+        self._clogged.clear()
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is cut."""
+        return not self._cut
 
     def passes(self, one: NodeId, other: NodeId) -> bool:
         return (one, other) not in self._cut
 
-    def delays(self, sender: NodeId, to: NodeId) -> list[float]:
+    def delays(self, sender: NodeId, to: NodeId, now: float) -> tuple[float, ...]:
         """When copies of one message arrive, in seconds from now; empty: lost."""
-        rng, weather = self._rng, self.weather
-        if (sender, to) in self._cut or rng.random() < weather.loss:
-            return []
-        copies = 2 if rng.random() < weather.duplication else 1
-        return [self._delay() for _ in range(copies)]
+        weather = self.weather
+        if self._cut and (sender, to) in self._cut:
+            return ()
+        if weather.loss and self._rng.random() < weather.loss:
+            return ()
+        held = max(self._clogged.get((sender, to), now) - now, 0.0) if self._clogged else 0.0
+        if weather.duplication and self._rng.random() < weather.duplication:
+            return (held + self._delay(), held + self._delay())
+        return (held + self._delay(),)
 
     def _delay(self) -> float:
-        delay = self._rng.uniform(self.weather.delay_min_s, self.weather.delay_max_s)
-        return delay * self._rng.uniform(1, 50) if self._rng.random() < self.weather.slow else delay
+        weather, rng = self.weather, self._rng
+        delay = weather.delay_min_s + (weather.delay_max_s - weather.delay_min_s) * rng.random()
+        if weather.slow and rng.random() < weather.slow:
+            delay *= 1.0 + (TAIL - 1.0) * rng.random()
+        return delay

@@ -64,10 +64,13 @@ class Hub:
 class Service:
     """As Linear: an effect whose client-made id is known already is refused, so it happens once."""
 
-    def __init__(self) -> None:
+    def __init__(self, forgetful: bool = False) -> None:
+        """`forgetful` (an ablation): it does not look at keys, and does everything it is asked."""
         self._done: dict[str, RunId] = {}
+        self._forgetful = forgetful
 
     def perform(self, run: RunId, operation: str, key: str) -> Mapping[str, Any]:
+        key += f"/{len(self._done)}" if self._forgetful else ""
         first = key not in self._done
         if operation == "comment":
             self._done.setdefault(key, run)

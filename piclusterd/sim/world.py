@@ -4,7 +4,7 @@ The hall and the deciders are those of the daemon; only the hands differ: `perfo
 drawn delay instead of on a socket or a disk. A failure is named by (commit, seed, minutes) and replays exactly: nothing
 here reads a clock, and every draw comes from generators seeded by the seed.
 
-    heap ──(time, event)──▶ node.handle ──effects──▶ perform ──▶ heap …      checks after every step
+    heap ──(time, action)──▶ node.handle ──effects──▶ perform ──▶ heap …      checks after every step
 
 Two phases (TigerBeetle's VOPR): faults as drawn for the seed, then calm for REST_S, after which liveness must hold.
 """
@@ -14,20 +14,16 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from ..cluster.timings import PRESETS
-from ..events import (
-    DeadlineReached,
-    Event,
-    HardState,
-    LinkDown,
-    LinkUp,
-    Received,
-    Rules,
-)
+from ..events import DeadlineReached, Effect, Event, HardState, LoopLagged, Received, Rules
+from ..ids import node_id
 from ..ledger import store
 from ..node import Node, Setup
 from ..wire import Facts, Voters
@@ -35,15 +31,19 @@ from .checks import Checks, Violation
 from .disk import Disk
 from .hands import SimHands
 from .keys import SimKey
-from .network import Network, draw_weather
+from .links import DIAL_S, Links
+from .network import CALM, Network, Weather, draw_weather
 from .outside import Hub, Rehearsed, Service
 
 REST_S = 60.0
 """Calm at the end: ten election timeouts and every backoff of a run that failed in the storm."""
-LINK_SILENCE_S = 5.0
-"""A cut link is noticed after this long (the daemon's silent deadline)."""
+PATIENCE_S = 330.0
+"""A step that failed often in the storm may wait this long for its next try (run.BACKOFF_MAX_S and the try itself)."""
 SAME_TIME_MAX = 100_000
 """Events without the clock moving: a livelock."""
+LAG_MIN_S = 0.1
+"""A stall shorter than this is no news to the daemon's ticker."""
+NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,12 @@ class Plan:
     voters: int = 3
     learners: int = 1
     rules: Rules = field(default_factory=Rules)
-    lying_disks: bool = False
-    """Ablation: the disk says a vote is durable before it is."""
+    theme: str = ""
+    """One of `storm.THEMES`; empty: drawn."""
+    preset: str = ""
+    """Of `timings.PRESETS`; empty: drawn."""
+    lies: tuple[str, ...] = ()
+    """Ablations below the deciders: see `disk`, and `idempotency` in `outside`."""
 
 
 @dataclass(slots=True)
@@ -67,8 +71,15 @@ class Actor:
     number: int
     node: Node | None = None
     life: int = 0
-    paused_until: float = 0.0
-    wake: float = float("inf")
+    wake: float = NEVER
+    stalled_since: float = 0.0
+    stalled_until: float = 0.0
+    """SIGSTOP, starvation, or a step of a slow CPU: until then events wait in `inbox`."""
+    inbox: deque[Event] = field(default_factory=deque)
+    step_s: float = 0.0
+    """CPU seconds an event takes; 0: too short to matter."""
+    newer: bool = False
+    """Speaks a newer release: its messages carry a field nobody here knows."""
 
 
 class World:
@@ -77,61 +88,109 @@ class World:
         self.plan = plan
         self.now = 0.0
         self.events = 0
+        self.until = plan.minutes * 60
+        self.calm_from = self.until - REST_S
         self._rng = Random(plan.seed)
         self._row = row
-        self._trace = hashlib.blake2b(digest_size=16)
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.watch: Callable[[Actor, Event, list[Effect]], None] | None = None
+        """Is shown every event of a node and what came of it."""
+        self._times = array("d")
+        self._whats = array("Q")
+        self._kinds: dict[str | type, int] = {}
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._same_time = 0
-        self._timings = PRESETS[self._rng.choice(("pi", "lan"))]
+        drawn = self._rng.choice(("pi", "lan"))
+        self.timings = PRESETS[plan.preset or drawn]
         self.network = Network(Random(self._rng.random()), draw_weather(self._rng))
         self.hub = Hub()
-        self.service = Service()
+        self.service = Service("idempotency" in plan.lies)
         self.hands = SimHands(self, Random(self._rng.random()))
-        self._links: dict[tuple[int, int], None] = {}
-        slow = self._rng.choice((0.002, 0.02, 0.5))
-        self.actors = [
-            Actor(Disk(SimKey(i), f"pi-{i}", Random(self._rng.random()), slow), i)
-            for i in range(plan.voters + plan.learners)
-        ]
+        self.links = Links(self, self._rng)
+        self._slow_disk = self._rng.choice((0.002, 0.02, 0.5))
+        self._last_key = itertools.count()
+        first_keys = (SimKey(number).public_key for number in range(plan.voters))
+        self.voters = Voters(1, 0, tuple(sorted(map(node_id, first_keys))))
+        self.actors = [Actor(self._new_disk(i), i) for i in range(plan.voters + plan.learners)]
         self.by_id = {actor.disk.node: actor for actor in self.actors}
-        voters = tuple(sorted(actor.disk.node for actor in self.actors[: plan.voters]))
-        for actor in self.actors:
-            actor.disk.hard = HardState(voters=Voters(1, 0, voters))
-        self.checks = Checks(voters)
+        self.theme = ""
+        self.checks = Checks(self)
         self.vote_crash = self._rng.choice((0.0, 0.1, 0.5))
         """Probability that a node loses power just after it voted: the moment a vote must be on disk already."""
+        self.webhook_s = self._rng.choice((0.7, 2.0, 5.0))
 
     # running -------------------------------------------------------------------------------------------------
     def run(self) -> str:
         """Play the plan; the digest of its trace. Raises `Violation`."""
-        from .storm import Storm  # the storm acts on a world; a world knows it only while it plays
+        from .storm import Storm, draw_theme  # the storm acts on a world; a world knows it only while it plays
 
-        end = self.plan.minutes * 60
-        for actor in self.actors:
+        self.theme = self.plan.theme or draw_theme(self._rng)
+        self.open()
+        Storm(self, Random(self._rng.random())).begin()
+        self.every(1.0, self.hands.pump_hub)
+        self.every(self.webhook_s, self.hands.webhook, self.calm_from)
+        self.play(self.calm_from)
+        self.settle(REST_S)
+        self.checks.at_rest()
+        return self.digest()
+
+    def open(self, machines: int | None = None) -> None:
+        """Start the machines (the first `machines` of them), and somebody who dials."""
+        for actor in self.actors[:machines]:
             self.boot(actor)
-        storm = Storm(self, Random(self._rng.random()), end - REST_S)
-        storm.begin()
-        self._every(0.5, self._dial, end)
-        self._every(1.0, self.hands.pump_hub, end)
-        self._every(self._rng.choice((0.7, 2.0, 5.0)), self.hands.webhook, end - REST_S)
-        while self._heap and self._heap[0][0] <= end:
-            self._step()
-        self.checks.at_rest(self, self.service.effects())
-        return self._trace.hexdigest()
+        self.every(DIAL_S, self.links.dial)
+        self.every(DIAL_S, self.checks.tick)
 
-    def _step(self) -> None:
-        time, _, action = heapq.heappop(self._heap)
-        self._same_time = self._same_time + 1 if time == self.now else 0
+    def calm(self, weather: Weather = CALM) -> None:
+        """Mend all that is broken, and break nothing more by itself."""
+        self.network.heal()
+        self.network.weather, self.vote_crash = weather, 0.0
+        for actor in self.actors:
+            actor.step_s, actor.newer = 0.0, False
+            actor.disk.stalled_until = actor.disk.failing_until = 0.0
+            self.resume(actor)
+
+    def play(self, until: float) -> None:
+        """Everything that happens up to `until`, seconds from the beginning."""
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= until:
+            time, _, action, arguments = pop(heap)
+            if time > self.now:
+                self.now, self._same_time = time, 0
+            else:
+                self._count_standstill()
+            action(*arguments)
+        self.now = max(self.now, until)
+
+    def _rests(self) -> bool:
+        writing = any(actor.disk.group for actor in self.actors)
+        ends = [actor.node.reconcile.digest for actor in self.actors if actor.node is not None]
+        journals = [actor.node.journal for actor in self.actors if actor.node is not None]
+        return not writing and not self.hub.outbox and len(set(ends)) == 1 and not journals[0].open_runs()
+
+    def settle(self, seconds: float) -> None:
+        """Play on for `seconds`, and then until nothing is on its way any more (for PATIENCE_S at most)."""
+        end = self.now + seconds
+        self.play(end)
+        while not self._rests() and self.now < end + PATIENCE_S:
+            self.play(self.now + 5.0)
+
+    def digest(self) -> str:
+        """Of everything that happened so far."""
+        trace = hashlib.blake2b(self._times.tobytes(), digest_size=16)
+        trace.update(self._whats.tobytes())
+        trace.update(" ".join(k if isinstance(k, str) else k.__name__ for k in self._kinds).encode())
+        return trace.hexdigest()
+
+    def _count_standstill(self) -> None:
+        self._same_time += 1
         if self._same_time > SAME_TIME_MAX:
             raise Violation("I11 the world stands still: events without end at one instant")
-        self.now = time
-        action()
 
-    def at(self, delay: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (self.now + delay, next(self._order), action))
+    def at(self, delay: float, action: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._heap, (self.now + delay, next(self._order), action, arguments))
 
-    def _every(self, period: float, action: Callable[[], None], until: float) -> None:
+    def every(self, period: float, action: Callable[[], None], until: float = NEVER) -> None:
         def again() -> None:
             action()
             if self.now + period <= until:
@@ -144,17 +203,31 @@ class World:
             actor.disk.close()
 
     # machines ------------------------------------------------------------------------------------------------
-    def boot(self, actor: Actor) -> None:
+    def _new_disk(self, number: int) -> Disk:
+        key = SimKey(next(self._last_key))
+        return Disk(
+            key,
+            f"pi-{number}",
+            Random(self._rng.random()),
+            self._slow_disk,
+            self.plan.lies,
+            HardState(voters=self.voters),
+        )
+
+    def boot(self, actor: Actor, facts: Facts | None = None) -> None:
+        """Start the process where it is down."""
+        if actor.node is not None:
+            return
         disk = actor.disk
         actor.life += 1
-        actor.paused_until = self.now
+        actor.stalled_until, actor.wake = self.now, NEVER
         hard = disk.hard
         disk.hard = HardState(hard.term, hard.voted_for, hard.voters, hard.incarnation + 1)
         setup = Setup(
             me=disk.node,
             cluster="sim",
-            facts=Facts(name=f"pi-{actor.number}"),
-            timings=self._timings,
+            facts=facts or Facts(name=disk.name),
+            timings=self.timings,
             hard=disk.hard,
             heads=store.heads(disk.conn),
             ledger=store.facts(disk.conn),
@@ -163,6 +236,7 @@ class World:
             rules=self.plan.rules,
         )
         actor.node = Node(setup, Random(self._rng.random()), self.now)
+        self.checks.booted(actor)
         self.note(actor, "boots")
         self._schedule(actor)
 
@@ -173,89 +247,119 @@ class World:
         self.note(actor, "crashes")
         actor.node = None
         actor.life += 1
-        actor.disk.crash()
+        actor.inbox.clear()
+        actor.disk.crash(self.now)
+        self.hands.landed(actor)
         self.hub.hang_up(actor.disk.node)
-        if not silently:
-            for other in self.actors:
-                self.unlink(actor, other)
+        self.links.lose(actor, silently)
+
+    def lose_disk(self, actor: Actor) -> None:
+        """A new card in a dead board: it comes back with another key, so as another node, and no vote."""
+        self.crash(actor)
+        actor.disk.close()
+        actor.disk = self._new_disk(actor.number)
+        self.by_id[actor.disk.node] = actor
 
     def pause(self, actor: Actor, seconds: float) -> None:
         """SIGSTOP: the machine hears nothing and says nothing, then finds it all in its buffers."""
-        actor.paused_until = max(actor.paused_until, self.now + seconds)
+        if self.now >= actor.stalled_until:
+            actor.stalled_since = self.now
+        actor.stalled_until = max(actor.stalled_until, self.now + seconds)
+        self.at(seconds, self._resume, actor, actor.life)
 
-    def up(self, actor: Actor) -> bool:
-        return actor.node is not None
+    def resume(self, actor: Actor) -> None:
+        actor.stalled_until = min(actor.stalled_until, self.now)
+        self._resume(actor, actor.life)
 
-    # links ---------------------------------------------------------------------------------------------------
-    def _dial(self) -> None:
-        for one, other in itertools.combinations(self.actors, 2):
-            pair = (one.number, other.number)
-            should = self.up(one) and self.up(other) and self._reach(one, other)
-            if should and pair not in self._links and self._rng.random() < 0.7:
-                self._links[pair] = None
-                self.deliver_in(self._rng.uniform(0.001, 0.1), one, LinkUp(other.disk.node))
-                self.deliver_in(self._rng.uniform(0.001, 0.1), other, LinkUp(one.disk.node))
-            elif not should and pair in self._links:
-                self.at(LINK_SILENCE_S, lambda a=one, b=other: self._unlink_if_cut(a, b))  # type: ignore[misc]
-
-    def _reach(self, one: Actor, other: Actor) -> bool:
-        a, b = one.disk.node, other.disk.node
-        return self.network.passes(a, b) and self.network.passes(b, a)
-
-    def _unlink_if_cut(self, one: Actor, other: Actor) -> None:
-        if not (self.up(one) and self.up(other) and self._reach(one, other)):
-            self.unlink(one, other)
-
-    def unlink(self, one: Actor, other: Actor) -> None:
-        pair = (min(one.number, other.number), max(one.number, other.number))
-        if pair not in self._links:
+    def _resume(self, actor: Actor, life: int) -> None:
+        """The ticker notices the stall first, then the buffers are read."""
+        if actor.life != life or actor.node is None or actor.stalled_until > self.now:
             return
-        del self._links[pair]
-        self.deliver_in(0.001, one, LinkDown(other.disk.node))
-        self.deliver_in(0.001, other, LinkDown(one.disk.node))
+        lag = self.now - actor.stalled_since
+        if lag >= LAG_MIN_S and actor.stalled_since < actor.stalled_until:
+            actor.stalled_since = self.now
+            self._handle(actor, LoopLagged(lag))
+        self._drain(actor, life)
 
-    def linked(self, one: Actor, other: Actor) -> bool:
-        return (min(one.number, other.number), max(one.number, other.number)) in self._links
+    def _drain(self, actor: Actor, life: int) -> None:
+        while actor.inbox and actor.life == life and actor.stalled_until <= self.now:
+            self._handle(actor, actor.inbox.popleft())
 
     # events --------------------------------------------------------------------------------------------------
     def deliver_in(self, delay: float, actor: Actor, event: Event) -> None:
-        life = actor.life
-        self.at(delay, lambda: self.deliver(actor, life, event))
+        heapq.heappush(self._heap, (self.now + delay, next(self._order), self.deliver, (actor, actor.life, event)))
 
     def deliver(self, actor: Actor, life: int, event: Event) -> None:
-        if actor.node is None or actor.life != life:
+        if actor.life != life or actor.node is None:
             return
-        if actor.paused_until > self.now:
-            self.at(actor.paused_until - self.now, lambda: self.deliver(actor, life, event))
-            return
+        if actor.stalled_until > self.now or actor.inbox:
+            actor.inbox.append(event)
+        else:
+            self._handle(actor, event)
+
+    def _handle(self, actor: Actor, event: Event) -> None:
+        node, life = actor.node, actor.life
+        assert node is not None
         self.events += 1
-        self.note(actor, event)
-        for effect in actor.node.handle(event, self.now):
+        self._trace(actor, event)
+        effects = node.handle(event, self.now)
+        if self.watch is not None:
+            self.watch(actor, event, effects)
+        for effect in effects:
             self.hands.perform(actor, effect)
             if actor.life != life:
                 return
-        self._schedule(actor)
+        self.checks.stepped(actor, node)
+        if actor.step_s:
+            actor.stalled_since = actor.stalled_until = self.now + actor.step_s
+            self.at(actor.step_s, self._drain, actor, life)
+        due = node.deadline()
+        if due < actor.wake:
+            self._wake_at(actor, due)
 
     def _schedule(self, actor: Actor) -> None:
-        if actor.node is None:
-            return
-        due = max(actor.node.deadline(), self.now)
-        if due != actor.wake or due == self.now:
-            actor.wake = due
-            life = actor.life
-            self.at(due - self.now, lambda: self._wake(actor, life, due))
+        assert actor.node is not None
+        self._wake_at(actor, actor.node.deadline())
+
+    def _wake_at(self, actor: Actor, due: float) -> None:
+        actor.wake = due if due > self.now else self.now
+        heapq.heappush(self._heap, (actor.wake, next(self._order), self._wake, (actor, actor.life, actor.wake)))
 
     def _wake(self, actor: Actor, life: int, due: float) -> None:
-        if actor.life == life and actor.wake == due:
-            actor.wake = float("inf")
+        """A deadline that has moved on since is only looked at again: cheaper than to take each one off the heap."""
+        if actor.life != life or actor.wake != due or actor.node is None:
+            return
+        actor.wake = NEVER
+        later = actor.node.deadline()
+        if later > self.now:
+            self._wake_at(actor, later)
+        else:
             self.deliver(actor, life, DeadlineReached())
 
+    # the trace -----------------------------------------------------------------------------------------------
     def note(self, actor: Actor, what: object) -> None:
         """Into the trace, and to whoever watches."""
+        self._trace(actor, what)
+
+    def _trace(self, actor: Actor, what: object) -> None:
+        sender = 0
+        kind: str | type = what if isinstance(what, str) else type(what)
+        if isinstance(what, Received):
+            sender, kind = self.by_id[what.sender].number + 1, type(what.message)
+        code = self._kinds.get(kind)
+        if code is None:
+            code = self._kinds[kind] = len(self._kinds)
+        self._times.append(self.now)
+        self._whats.append(code << 16 | sender << 8 | actor.number)
+        if self._row is not None:
+            self._row(self._line(actor, what))
+
+    def _line(self, actor: Actor, what: object) -> str:
         text = what if isinstance(what, str) else type(what).__name__
         if isinstance(what, Received):
             text = f"{type(what.message).__name__} from {self.by_id[what.sender].number}"
         row = f"{self.now:10.6f} pi-{actor.number} {text}"
-        self._trace.update(row.encode())
-        if self._row is not None:
-            self._row(row if actor.node is None else f"{row:<48} term {actor.node.election.term} {actor.node._role()}")
+        if actor.node is None:
+            return row
+        election, replicate = actor.node.election, actor.node.replicate
+        return f"{row:<48} term {election.term} {election.role} {replicate.phase}"

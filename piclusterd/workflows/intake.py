@@ -68,8 +68,12 @@ class Intake:
         tokens: Iterator[Token],
         coordinator: Callable[[], tuple[NodeId | None, Term, bool]],
         is_durable: Callable[[LogId, int], bool],
+        last_forward: Ticket = 0,
     ) -> None:
-        """`coordinator()` → (who leads, term, are we it and active). `is_durable(log, seq)` → W copies known."""
+        """`coordinator()` → (who leads, term, are we it and active). `is_durable(log, seq)` → W copies known.
+
+        `last_forward`: higher than any ticket of this node's earlier lives, whose answers may still be under way.
+        """
         self.me = me
         self._journal = journal
         self._workflows = workflows
@@ -80,10 +84,15 @@ class Intake:
         self._by_key: dict[str, Token] = {}
         self._confirming: list[tuple[str, Caller]] = []
         self._forwarded: dict[Ticket, Forwarded] = {}
-        self._last_forward: Ticket = 0
+        self._last_forward = last_forward
 
     def deadline(self) -> float:
-        return min((f.due for f in self._forwarded.values()), default=float("inf"))
+        return min([f.due for f in self._forwarded.values()]) if self._forwarded else float("inf")
+
+    @property
+    def waiting(self) -> int:
+        """Webhooks on their way to durability."""
+        return len(self._appending) + len(self._confirming)
 
     def handle(self, event: Event, now: float) -> list[Output]:
         match event:
@@ -91,8 +100,8 @@ class Intake:
                 return self._take(hook, Caller(None, ticket), now)
             case Received(sender, ForwardHook(ticket, hook)):
                 return self._take(hook, Caller(sender, ticket), now)
-            case Received(_, HookStored() as stored):
-                return self._on_stored(stored)
+            case Received(sender, HookStored() as stored):
+                return self._on_stored(sender, stored)
             case AppendFailed(token, why) if token in self._appending:
                 return self._refuse(token, Broken("the webhook was not stored", why, "See `picluster status`."))
             case DeadlineReached():
@@ -100,7 +109,7 @@ class Intake:
             case LinkDown(peer):
                 return self._lost(peer)
             case _:
-                return self._confirm()
+                return self._confirm() if self._confirming else []
 
     def note(self, note: Note) -> list[Output]:
         match note:
@@ -118,7 +127,7 @@ class Intake:
         leader, term, active = self._coordinator()
         if not active:
             return self._forward(hook, caller, leader, now)
-        if len(self._appending) + len(self._confirming) >= WAITING_MAX:
+        if self.waiting >= WAITING_MAX:
             return self._tell(caller, Overloaded("too many webhooks at once", retry_after_s=RETRY_AFTER_S))
         if hook.key in self._by_key:
             self._appending[self._by_key[hook.key]][1].append(caller)
@@ -159,10 +168,11 @@ class Intake:
         self._forwarded[self._last_forward] = Forwarded(caller, leader, now + FORWARD_TIMEOUT_S)
         return [Send(leader, ForwardHook(self._last_forward, hook))]
 
-    def _on_stored(self, stored: HookStored) -> list[Output]:
-        forwarded = self._forwarded.pop(stored.ticket, None)
-        if forwarded is None:
+    def _on_stored(self, sender: NodeId, stored: HookStored) -> list[Output]:
+        forwarded = self._forwarded.get(stored.ticket)
+        if forwarded is None or forwarded.to != sender:
             return []
+        del self._forwarded[stored.ticket]
         if stored.stored:
             return self._tell(forwarded.caller, HookTaken(stored.run, duplicate=False))
         return self._tell(forwarded.caller, Unavailable("the coordinator did not take it", stored.why))

@@ -85,7 +85,7 @@ class Runs:
         return len(self._flights)
 
     def deadline(self) -> float:
-        return min((f.due for f in self._flights.values()), default=float("inf"))
+        return min([f.due for f in self._flights.values()]) if self._flights else float("inf")
 
     def handle(self, event: Event, now: float) -> list[Output]:
         match event:
@@ -113,8 +113,8 @@ class Runs:
                 return []
             case Durable(token) if token in self._by_token:
                 return self._recorded(self._by_token[token], now)
-            case LedgerGrew():
-                return self._fill(now)
+            case LedgerGrew(facts) if any(fact.kind == "hook" for fact in facts):
+                return self._fill(now)  # only a webhook makes a run that was not there
             case _:
                 return []
 
@@ -158,7 +158,8 @@ class Runs:
             case "intent":
                 return self._act(flight, now)
             case "result":
-                return self._advance(flight)
+                out = self._advance(flight)
+                return out if flight.run in self._flights else [*out, *self._fill(now)]
             case _:
                 return [*self._land(flight), *self._fill(now)]
 

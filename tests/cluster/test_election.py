@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from piclusterd.cluster.election import LINK_LOST_FRACTION, Election, majority
@@ -15,6 +17,7 @@ from piclusterd.events import (
     LinkDown,
     LinkUp,
     Received,
+    Rules,
     SaveHardState,
     Sealed,
     Send,
@@ -485,3 +488,23 @@ def test_term_and_vote_never_regress_on_disk(seed: int) -> None:
         assert [s.term for s in states] == sorted(s.term for s in states)
         for term in {s.term for s in states}:
             assert len({s.voted_for for s in states if s.term == term} - {None}) <= 1
+
+
+# rules switched off (what the simulator's ablations do) ----------------------------------------------------------
+def ruled(rules: Rules) -> Election:
+    return Election(A, HardState(voters=ABC), PI, Random(1), lambda: b"digest", 0.0, rules)
+
+
+def test_without_prevote_a_silence_raises_the_term_at_once() -> None:
+    node = ruled(Rules(pre_vote=False))
+    node.handle(DeadlineReached(), 10.0)
+    assert (node.role, node.term) == ("candidate", 1)
+
+
+def test_without_checkquorum_a_leader_that_hears_nobody_goes_on() -> None:
+    node = ruled(Rules(check_quorum=False, pre_vote=False))
+    out = node.handle(DeadlineReached(), 10.0)
+    node.handle(HardStateSaved(next(o.token for o in out if isinstance(o, SaveHardState))), 10.0)
+    node.handle(Received(B, Vote(1, pre=False, granted=True)), 10.0)
+    node.handle(DeadlineReached(), 1000.0)
+    assert node.role == "leader"

@@ -86,7 +86,7 @@ def card(tmp_path: Path) -> Iterator[Card]:
 
 async def power_up(card: Card) -> LedgerWriter:
     await asyncio.to_thread(card.insert)
-    return await LedgerWriter.start(card.path / "ledger.db", Key(), verify, "pi", lambda: 1000, EAGER, ballast_bytes=0)
+    return await LedgerWriter.start(card.path / "ledger.db", Key(), verify, "pi", lambda: 1000, EAGER)
 
 
 async def write_until_cut(card: Card, ledger: LedgerWriter, first: int, after: int) -> list[int]:

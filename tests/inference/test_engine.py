@@ -53,6 +53,7 @@ def drained(engine: Engine) -> tuple[dict[int, str], dict[int, Done]]:
                 texts[output.id] = texts.get(output.id, "") + output.text
             elif isinstance(output, Done):
                 ends[output.id] = output
+                texts.setdefault(output.id, "")  # an answer may end before its first character
     return texts, ends
 
 

@@ -211,3 +211,44 @@ def test_the_digest_depends_on_the_heads_and_not_on_their_order() -> None:
     assert e.digest([one, two]) == e.digest([two, one])
     assert e.digest([one, two]) != e.digest([one, two._replace(seq=6)])
     assert len(e.digest([])) == 8
+
+
+def test_a_chain_whose_bodies_were_pruned_still_verifies_and_shows_tampering() -> None:
+    entries = [Entry(entry.header, b"", entry.signature) for entry in log_of({"n": 1}, {"n": 2})]
+
+    def follow_pruned(pruned: list[Entry]) -> e.Tip | Dropped:
+        tip: e.Tip | Dropped = e.Tip(KEY.public_key, 0, e.ZERO_HASH)
+        for item in pruned:
+            assert isinstance(tip, e.Tip)
+            tip = e.extend_pruned(tip, header_of(item), item, verify)
+            if isinstance(tip, Dropped):
+                break
+        return tip
+
+    end = follow_pruned(entries)
+    assert isinstance(end, e.Tip)
+    assert end.seq == 3
+    gap = follow_pruned([entries[0], entries[2]])
+    assert isinstance(gap, Dropped)
+    assert gap.reason.startswith("broken chain")
+    forged = follow_pruned([*entries[:2], Entry(entries[2].header, b"", entries[0].signature)])
+    assert isinstance(forged, Dropped)
+    assert forged.reason.startswith("forged")
+
+
+def test_a_payload_that_is_no_mapping_is_refused_though_its_hash_fits() -> None:
+    item = e.Draft("note", 1, msgpack.packb([1]))
+    tip = follow(log_of())
+    assert isinstance(tip, e.Tip)
+    (bad,) = e.chain(KEY.log(), tip, [item], KEY, 0, 1000)
+    assert "not a mapping" in refusal([*log_of(), bad])
+
+
+def test_no_drafts_make_no_entries() -> None:
+    assert e.chain(KEY.log(), e.EMPTY, [], KEY, 0, 1000) == ()
+
+
+@pytest.mark.parametrize("body", [{"key": 7, "name": "pi"}, {"key": b"short", "name": "pi"}, {"key": KEY.public_key}])
+def test_an_opening_without_a_key_and_a_name_is_forged(body: dict[str, Any]) -> None:
+    (first,) = e.chain(KEY.log(), e.EMPTY, [e.Draft(e.OPEN, 0, msgpack.packb(body))], KEY, 0, 1000)
+    assert "does not hold the key" in refusal([first])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piclusterd.events import (
@@ -60,6 +60,7 @@ def grown(held: dict[LogId, int], *others: dict[LogId, int]) -> dict[LogId, int]
 
 
 # the need --------------------------------------------------------------------------------------------------------
+@settings(deadline=None)
 @given(HELD, HELD)
 def test_the_need_is_exactly_the_difference(mine: dict[LogId, int], theirs: dict[LogId, int]) -> None:
     spans = lacking(mine, heads(theirs))
@@ -69,6 +70,7 @@ def test_the_need_is_exactly_the_difference(mine: dict[LogId, int], theirs: dict
     assert list(spans) == sorted(spans)
 
 
+@settings(deadline=None)
 @given(HELD, HELD, HELD)
 def test_heads_merge_in_any_order_and_any_number_of_times(
     one: dict[LogId, int], two: dict[LogId, int], three: dict[LogId, int]
@@ -78,11 +80,13 @@ def test_heads_merge_in_any_order_and_any_number_of_times(
     assert grown(grown(one, two), three) == grown(one, grown(two, three)) == grown(one, three, two, three)
 
 
+@settings(deadline=None)
 @given(HELD, HELD)
 def test_equal_digests_mean_equal_heads(one: dict[LogId, int], two: dict[LogId, int]) -> None:
     assert (digest(heads(one)) == digest(heads(two))) == (one == two)
 
 
+@settings(deadline=None)
 @given(HELD, HELD)
 def test_heads_never_shrink(held: dict[LogId, int], told: dict[LogId, int]) -> None:
     after = grown(held, told)

@@ -12,6 +12,7 @@ from piclusterd.events import (
     Activated,
     Append,
     Appended,
+    AppendFailed,
     CloseHub,
     Deposed,
     Durable,
@@ -199,6 +200,14 @@ def test_what_was_held_in_an_older_term_does_not_open_the_way() -> None:
     assert desk.machine.phase == "recovering"
 
 
+def test_a_learners_heads_do_not_open_the_way() -> None:
+    """It may lack what a majority of the voters acknowledged."""
+    desk = Desk()
+    desk.lead()
+    assert desk.held_by(LEARNER, {}) == []
+    assert desk.machine.phase == "recovering"
+
+
 def test_a_new_coordinator_serves_only_when_its_opening_is_on_w_ledgers() -> None:
     desk = Desk()
     desk.lead()
@@ -234,6 +243,19 @@ def test_an_append_of_an_older_term_is_never_counted_in_the_next() -> None:
     assert desk.appended(7, 2) == [], "it was under way to the disk"
     desk.lead(term=3)
     assert durable(desk.held_by(B, {LOG: 2})) == []
+
+
+def test_what_waited_in_an_earlier_term_is_not_called_durable_in_the_next() -> None:
+    """Its callers were told to come again."""
+    desk = Desk()
+    desk.activate()
+    desk.appended(7, 2)
+    desk.machine.note(Deposed(1, "why"))
+    desk.lead(term=3)
+    (append,) = desk.held_by(B, {LOG: 2})
+    assert isinstance(append, Append)
+    desk.appended(append.token, 3)
+    assert durable(desk.held_by(B, {LOG: 3})) == [(append.token, 2)]
 
 
 def test_what_a_voter_said_in_an_earlier_term_is_forgotten() -> None:
@@ -328,3 +350,35 @@ def test_entries_that_came_by_reconciliation_are_told_to_the_leader() -> None:
     assert isinstance(reply, Send)
     assert reply.to == C
     assert desk.handle(Stored(51, (), (Head(*OLD, 1),))) == [], "nothing new, nothing to say"
+
+
+# commit groups and full disks ------------------------------------------------------------------------------------
+def test_what_no_signature_covers_yet_is_pushed_with_the_rest_of_its_commit_group() -> None:
+    desk = Desk()
+    desk.activate()
+    desk.handle(LinkUp(B))
+    unsigned = Entry(b"header", b"payload")
+    assert desk.handle(Appended(7, (unsigned,), (fact(LOG, 2),))) == []
+    assert desk.appended(8, 3) == [Send(B, Push(1, (unsigned, ENTRY)))]
+
+
+def test_an_opening_that_the_disk_refused_is_tried_again_with_the_next_answer() -> None:
+    desk = Desk()
+    desk.lead()
+    (append,) = desk.held_by(B, {})
+    assert isinstance(append, Append)
+    assert desk.handle(AppendFailed(append.token, "disk full")) == []
+    (again,) = desk.held_by(B, {})
+    assert isinstance(again, Append)
+    assert desk.handle(AppendFailed(append.token, "disk full")) == []
+    desk.appended(again.token, 1)
+    assert Activated(1) in desk.held_by(B, {LOG: 1})
+
+
+def test_without_the_rule_the_coordinators_own_copy_is_called_enough() -> None:
+    desk = Desk(enough_copies=False)
+    desk.lead()
+    (append,) = desk.held_by(B, {})
+    assert isinstance(append, Append)
+    assert Activated(1) in desk.appended(append.token, 1)
+    assert durable(desk.appended(7, 2)) == [(7, 1)]

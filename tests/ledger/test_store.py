@@ -175,25 +175,6 @@ def test_an_unknown_log_must_begin_at_its_beginning(ours: sqlite3.Connection, th
     assert store.counts(theirs).logs == 0
 
 
-def test_a_fork_keeps_the_first_branch(ours: sqlite3.Connection, theirs: sqlite3.Connection) -> None:
-    with closing(fresh(KEY)) as rewound:
-        add(ours, "a", "b")
-        add(rewound, "x", "y", "z")
-        store.apply(theirs, everything(ours), verify)
-        applied = store.apply(theirs, everything(rewound), verify)
-        assert reasons(applied) == ["fork"]
-        assert (applied.facts, applied.heads) == ((), store.heads(ours))
-    assert everything(theirs) == everything(ours)
-
-
-def test_a_fork_beyond_the_head_is_seen(ours: sqlite3.Connection, theirs: sqlite3.Connection) -> None:
-    with closing(fresh(KEY)) as rewound:
-        add(ours, "a")
-        add(rewound, "x")
-        store.apply(theirs, everything(ours), verify)
-        assert reasons(store.apply(theirs, add(rewound, "y"), verify)) == ["fork"]
-
-
 def test_nobody_but_the_origin_can_make_a_fork(ours: sqlite3.Connection, theirs: sqlite3.Connection) -> None:
     liar = Key(2)
     add(ours, "a")

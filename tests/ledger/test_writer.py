@@ -85,7 +85,8 @@ async def test_a_ledger_that_was_lost_begins_another_log(tmp_path: Path) -> None
 async def test_a_new_epoch_is_what_is_appended_to_from_then_on(path: Path) -> None:
     async with opened(path, Key()) as ledger:
         old = ledger.log
-        new = await ledger.new_epoch()
+        _, (opening,) = await ledger.new_epoch()
+        new = opening.log
         _, facts = await ledger.append([note("a")])
         assert facts[0].log == new == ledger.log != old
     async with opened(path, Key()) as ledger:
@@ -238,10 +239,12 @@ async def test_a_file_held_by_another_program_is_said(path: Path) -> None:
         assert await own_texts(ledger) == ["b"]
 
 
-async def test_a_ledger_that_cannot_be_opened_leaves_no_thread(tmp_path: Path) -> None:
-    (tmp_path / "ledger.db").write_bytes(b"not a database" * 100)
-    with pytest.raises(Broken):
-        await LedgerWriter.start(tmp_path / "ledger.db", Key(), verify, "pi", lambda: 1000)
+async def test_a_ledger_that_cannot_be_opened_leaves_no_thread_and_no_lock(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE photos (id)")
+    for _ in range(2):
+        with pytest.raises(Broken, match="another program made it"):
+            await LedgerWriter.start(path, Key(), verify, "pi", lambda: 1000)
 
 
 async def test_a_checkpoint_empties_the_wal_unless_a_reader_is_in_the_way(path: Path) -> None:

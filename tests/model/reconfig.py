@@ -1,8 +1,8 @@
 """Every state of a small cluster: election, W copies, recovery barrier and change of voters, explored exhaustively.
 
-The parts are published (Raft's election; flexible quorums; MongoRaftReconfig, arXiv 2102.11960), their combination is ours,
-so it is checked here: breadth first over all interleavings within the bounds, and with each rule switched off in turn,
-which must end in a counterexample or the model proves nothing.
+The parts are published (Raft's election; flexible quorums; MongoRaftReconfig, arXiv 2102.11960), their combination is
+ours, so it is checked here: breadth first over all interleavings within the bounds, and with each rule switched off in
+turn, which must end in a counterexample or the model proves nothing.
 
     campaign ─▶ grant … ─▶ lead (re-stamps the config with its term) ─▶ report × E ─▶ activate ─▶ append ─▶ ack
                                                                      heads, config          └────▶ change voters
@@ -11,12 +11,13 @@ A message exchange is one atomic step; loss and delay are steps not taken, or ta
 remembers in `book` and may act on at any later time, however outdated. A crash is a node that takes no more steps: all
 that is modelled is durable but for the books and the counted votes, and nothing forces anybody to use those.
 
-Left out: PreVote, stickiness, CheckQuorum (liveness only: any voter may campaign at any time); the "term" entry (its copies
-are an append like others); contiguity of logs (entries travel one by one or all, in any order: more behaviours, not fewer).
+Left out: PreVote, stickiness, CheckQuorum (liveness only: any voter may campaign at any time); the "term" entry (its
+copies are an append like others); contiguity of logs (entries travel in any order: more behaviours, not fewer). A
+coordinator pulls what a voter reports in the same step: before it did, it could only have waited longer at its barrier.
 
-Checked in every state: one leader a term; a coordinator that becomes active holds all that was acknowledged; a late
-acknowledgement of an old coordinator is held by the newer active ones; and, one election ahead of the bound, no node that
-could win now could pass its barrier without an acknowledged entry.
+Checked in every state: one leader a term; a coordinator that becomes active holds all that was acknowledged in older
+terms; what an old coordinator acknowledges late is held by the newer active ones; and, one election ahead of the bound,
+no node that could win now could pass its barrier without an acknowledged entry.
 
     python -m tests.model.reconfig --nodes 4 --voters 3 --terms 3 --entries 2 --changes 1 [--without order]
 """
@@ -62,14 +63,10 @@ class Rules:
     enough_copies: bool = True
     """Off: W is one less than it should be."""
     one_vote: bool = True
-    leader_keeps_config: bool = True
+    leader_yields: bool = True
     """A leader that adopts another's config stops leading."""
     canvass_anew: bool = True
     """A candidate that adopts another's config forgets the votes it has."""
-
-
-OPTIONAL = ("canvass_anew", "leader_keeps_config")
-"""Rules that the model does not need (it finds nothing without them); kept for simplicity of the argument."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,8 @@ class Node(NamedTuple):
 
 class State(NamedTuple):
     nodes: tuple[Node, ...]
-    acked: int
+    acked: tuple[int, ...]
+    """Entry → the earliest term it was acknowledged in, 0 if it was not."""
     entries: int
     led: int
     """Bit t: term t had a leader."""
@@ -126,42 +124,48 @@ def copies_needed(voters: int) -> int:
 
 
 class Model:
-    def __init__(self, bounds: Bounds, rules: Rules = Rules()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, bounds: Bounds, rules: Rules) -> None:
         self.bounds, self.rules = bounds, rules
         self.everyone = range(bounds.nodes)
         self.config_bit = 1 << bounds.entries
         self.log_mask = self.config_bit - 1
         self._moved: dict[tuple[int, ...], list[int]] = {
-            order: [sum(1 << order.index(i) for i in self.everyone if mask >> i & 1) for mask in range(1 << bounds.nodes)]
+            order: [
+                sum(1 << order.index(i) for i in self.everyone if mask >> i & 1) for mask in range(1 << bounds.nodes)
+            ]
             for order in permutations(self.everyone)
         }
 
     def start(self) -> State:
-        """Term 1 has an active coordinator, node 0, and everybody knows it: every cluster gets there or serves nobody."""
+        """Term 1 has an active coordinator, node 0, and all know its term: clusters get there, or serve nobody."""
         config = (1, 1, (1 << self.bounds.voters) - 1)
         follower = Node(1, FOLLOWER, True, config, 0, 0, ())
-        leader = Node(1, ACTIVE, True, config, 0, 0, (UNHEARD,) * self.bounds.nodes)
-        return State((leader, *(follower for _ in range(1, self.bounds.nodes))), 0, 0, 1 << 1, 0)
+        leader = Node(1, ACTIVE, True, config, 0, 0, (0,) * self.bounds.nodes)
+        acked = (0,) * self.bounds.entries
+        return State((leader, *(follower for _ in range(1, self.bounds.nodes))), acked, 0, 1 << 1, 0)
 
     # what may happen -----------------------------------------------------------------------------------------
     def steps(self, state: State) -> Iterator[Step]:
         for i, node in enumerate(state.nodes):
-            if node.config[2] >> i & 1 and node.term < self.bounds.terms:
-                yield f"{i} campaigns in term {node.term + 1}", self._campaign(state, i, node)
+            if node.config[2] >> i & 1:
+                yield from self._campaign(state, i, node)
             if node.role == CANDIDATE:
                 yield from self._canvass(state, i, node)
             if node.role >= LEADER:
                 yield from self._lead(state, i, node)
             if node.role == ACTIVE:
                 yield from self._serve(state, i, node)
-            if node.role != FOLLOWER:
-                yield from self._tell_config(state, i, node)
+            yield from self._tell_config(state, i, node)
             if self.bounds.gossip:
                 yield from self._gossip(state, i, node)
 
-    def _campaign(self, state: State, i: int, node: Node) -> State:
+    def _campaign(self, state: State, i: int, node: Node) -> Iterator[Step]:
+        """In any newer term that nobody leads yet: whoever hears of a term may campaign in the one after it."""
         votes = tuple(int(j == i) for j in self.everyone)
-        return put(state, i, Node(node.term + 1, CANDIDATE, True, node.config, node.log, 0, votes))
+        for term in range(node.term + 1, self.bounds.terms + 1):
+            if not state.led >> term & 1 or not self.rules.one_vote:
+                candidate = Node(term, CANDIDATE, True, node.config, node.log, 0, votes)
+                yield f"{i} campaigns in term {term}", put(state, i, candidate)
 
     def _canvass(self, state: State, c: int, node: Node) -> Iterator[Step]:
         voters = node.config[2]
@@ -192,8 +196,9 @@ class Model:
                     yield from self._report(state, n, node, f, other, store=node.log)
         if node.role == LEADER and (not self.rules.barrier or self._count(n, node, self._heard) >= self._quorum(node)):
             label = f"{n} is active in term {node.term}, holding {bits(node.log)}"
-            if state.acked & ~node.log:
-                raise Violation(label, f"it lacks {bits(state.acked & ~node.log)}, which was acknowledged")
+            for e, acked in enumerate(state.acked):
+                if 0 < acked < node.term and not node.log >> e & 1:
+                    raise Violation(label, f"it lacks e{e}, acknowledged in term {acked}")
             yield label, put(state, n, node._replace(role=ACTIVE, base=node.log))
 
     def _report(self, state: State, n: int, node: Node, f: int, other: Node, store: int) -> Iterator[Step]:
@@ -216,8 +221,9 @@ class Model:
             grown = put(state, n, node._replace(log=node.log | entry))._replace(entries=state.entries + 1)
             yield f"{n} appends {bits(entry)} in term {node.term}", grown
         for e in range(self.bounds.entries):
-            if (node.log & ~state.acked) >> e & 1 and self._durable(n, node, 1 << e):
-                yield self._ack(state, n, node, 1 << e)
+            news = not state.acked[e] or state.acked[e] > node.term or not node.base >> e & 1
+            if node.log >> e & 1 and news and self._durable(n, node, 1 << e):
+                yield self._ack(state, n, node, e)
         if state.changes < self.bounds.changes and self._config_known(state, n, node):
             for voters in self._neighbours(node.config[2]):
                 if not self.rules.entries_carried or self._carried(n, node, voters):
@@ -226,12 +232,13 @@ class Model:
                     changed = put(state, n, node._replace(config=config, book=book))
                     yield f"{n} changes config to {show(config)}", changed._replace(changes=state.changes + 1)
 
-    def _ack(self, state: State, n: int, node: Node, entry: int) -> Step:
-        label = f"{n} acknowledges {bits(entry)} in term {node.term}, config {show(node.config)}"
+    def _ack(self, state: State, n: int, node: Node, e: int) -> Step:
+        label = f"{n} acknowledges e{e} in term {node.term}, config {show(node.config)}"
         for m, other in enumerate(state.nodes):
-            if other.role == ACTIVE and other.term > node.term and entry & ~other.log:
+            if other.role == ACTIVE and other.term > node.term and not other.log >> e & 1:
                 raise Violation(label, f"{m} is already active in term {other.term} without it")
-        return label, put(state, n, node._replace(base=node.base | entry))._replace(acked=state.acked | entry)
+        acked = swap(state.acked, e, min(state.acked[e] or node.term, node.term))
+        return label, put(state, n, node._replace(base=node.base | 1 << e))._replace(acked=acked)
 
     def _tell_config(self, state: State, i: int, node: Node) -> Iterator[Step]:
         for j, other in enumerate(state.nodes):
@@ -239,7 +246,7 @@ class Model:
                 continue
             if self.rules.order and self._age(node.config) <= self._age(other.config):
                 continue
-            keeps = (other.role >= LEADER and not self.rules.leader_keeps_config) or (
+            keeps = (other.role >= LEADER and not self.rules.leader_yields) or (
                 other.role == CANDIDATE and not self.rules.canvass_anew
             )
             adopted = other if keeps else other._replace(role=FOLLOWER, base=0, book=())
@@ -312,7 +319,8 @@ class Model:
         """One election ahead: whoever could win now could not pass its barrier without an acknowledged entry."""
         for c, node in enumerate(state.nodes):
             voters = node.config[2]
-            if not state.acked & ~node.log or not voters >> c & 1:
+            missing = [e for e, acked in enumerate(state.acked) if acked and not node.log >> e & 1]
+            if not missing or not voters >> c & 1:
                 continue
             electors = [o for v, o in enumerate(state.nodes) if voters >> v & 1]
             needed = quorum(len(electors))
@@ -320,14 +328,15 @@ class Model:
                 sum(self._age(o.config) <= self._age(node.config) for o in electors) < needed
             ):
                 continue
-            for e in range(self.bounds.entries):
-                if (state.acked & ~node.log) >> e & 1 and sum(not o.log >> e & 1 for o in electors) >= needed:
-                    raise Violation(label, f"{c} could now lead and be active without {bits(1 << e)}, acknowledged before")
+            for e in missing:
+                if not self.rules.barrier or sum(not o.log >> e & 1 for o in electors) >= needed:
+                    raise Violation(label, f"{c} could now lead and be active without e{e}, acknowledged before")
 
     # one of many equal states --------------------------------------------------------------------------------
     def canonical(self, state: State) -> State:
         """Node numbers mean nothing: sort by what distinguishes nodes cheaply. Equal keys stay as they are, which only
         costs reduction, not soundness."""
+        state = self.forget(state)
         nodes = state.nodes
         books = [n.book for n in nodes if n.book]
         keys = [
@@ -340,6 +349,19 @@ class Model:
             return state
         moved = self._moved[order]
         return State(tuple([self._rename(nodes[i], order, moved) for i in order]), *state[1:])
+
+    def forget(self, state: State) -> State:
+        """Drop what can make no difference any more: votes of a term that is decided, reports that are no news."""
+        if not self.rules.one_vote:
+            return state
+        nodes = list(state.nodes)
+        for i, node in enumerate(nodes):
+            if node.role == ACTIVE:
+                if UNHEARD in node.book:
+                    nodes[i] = node._replace(book=tuple([max(says, 0) for says in node.book]))
+            elif node.role < LEADER and state.led >> node.term & 1 and (node.role or not node.voted):
+                nodes[i] = Node(node.term, FOLLOWER, True, node.config, node.log, 0, ())
+        return State(tuple(nodes), *state[1:])
 
     @staticmethod
     def _rename(node: Node, order: tuple[int, ...], moved: list[int]) -> Node:
@@ -376,28 +398,39 @@ class Outcome:
     trace: tuple[str, ...] = ()
 
 
-def explore(bounds: Bounds, rules: Rules | None = None, states_max: int = 50_000_000) -> Outcome:
-    """Breadth first, so that a counterexample is a shortest one."""
+def explore(
+    bounds: Bounds, rules: Rules | None = None, states_max: int = 50_000_000, opening: tuple[str, ...] = ()
+) -> Outcome:
+    """Breadth first, so that a counterexample is a shortest one. `opening`: labels of the first steps, where the whole
+    space is not the question."""
     model = Model(bounds, rules or Rules())
-    start = model.canonical(model.start())
+    first = play(model, opening)
+    start = model.canonical(first)
     parents: dict[State, State | None] = {start: None}
     queue = deque([start])
     while queue:
         state = queue.popleft()
         try:
             for label, after in model.steps(state):
-                if after.acked:
-                    model.check(label, after)
+                model.check(label, after)
                 seen = model.canonical(after)
                 if seen not in parents:
                     parents[seen] = state
                     queue.append(seen)
         except Violation:
-            trace, what = replay(model, lineage(parents, state))
-            return Outcome(len(parents), False, what, trace)
+            trace, what = replay(model, first, lineage(parents, state))
+            return Outcome(len(parents), False, what, opening + trace)
         if len(parents) > states_max:
             return Outcome(len(parents), False)
     return Outcome(len(parents), True)
+
+
+def play(model: Model, labels: tuple[str, ...]) -> State:
+    """The state after exactly these steps."""
+    state = model.start()
+    for wanted in labels:
+        state = model.forget(dict(model.steps(state))[wanted])
+    return state
 
 
 def lineage(parents: dict[State, State | None], state: State | None) -> list[State]:
@@ -408,11 +441,12 @@ def lineage(parents: dict[State, State | None], state: State | None) -> list[Sta
     return path[::-1]
 
 
-def replay(model: Model, path: list[State]) -> tuple[tuple[str, ...], str]:
+def replay(model: Model, first: State, path: list[State]) -> tuple[tuple[str, ...], str]:
     """The same path with nodes that keep their numbers; its last state has a step that breaks an invariant."""
-    state, labels = model.start(), []
+    state, labels = first, []
     for wanted in path[1:]:
-        label, state = next((lab, s) for lab, s in model.steps(state) if same(model, s, wanted))
+        label, after = next(step for step in model.steps(state) if same(model, step[1], wanted))
+        state = model.forget(after)
         labels.append(label)
     try:
         for label, after in model.steps(state):
@@ -426,21 +460,28 @@ def same(model: Model, state: State, wanted: State) -> bool:
     """Equal up to the numbers of nodes? (`canonical` alone may differ where its keys tie.)"""
     if model.canonical(state) == wanted:
         return True
+    state = model.forget(state)
     return any(
         State(tuple(model._rename(state.nodes[i], order, moved) for i in order), *state[1:]) == wanted
         for order, moved in model._moved.items()
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Explore every state of election, copies, barrier and change of voters.")
+def parse(argv: list[str] | None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description="Explore every state of election, copies, barrier and change of voters."
+    )
     for bound in fields(Bounds):
         if bound.name != "gossip":
             parser.add_argument(f"--{bound.name}", type=int, default=bound.default)
     parser.add_argument("--gossip", action="store_true")
     parser.add_argument("--without", action="append", default=[], choices=[rule.name for rule in fields(Rules)])
     parser.add_argument("--states-max", type=int, default=50_000_000)
-    asked: dict[str, Any] = vars(parser.parse_args(argv))
+    return vars(parser.parse_args(argv))
+
+
+def main(argv: list[str] | None = None) -> int:
+    asked = parse(argv)
     rules = replace(Rules(), **dict.fromkeys(asked.pop("without"), False))
     states_max = asked.pop("states_max")
     began = time.monotonic()

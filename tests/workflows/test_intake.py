@@ -179,6 +179,13 @@ def test_a_forward_that_is_not_answered_in_time_is_refused() -> None:
     assert desk.machine.handle(Received(PEER, HookStored(1, True)), 20.0) == [], "too late: nobody waits"
 
 
+def test_only_the_node_it_was_forwarded_to_can_call_it_taken() -> None:
+    desk = Desk(leader=PEER, active=False)
+    desk.arrives(1)
+    assert desk.machine.handle(Received(NodeId("c" * 16), HookStored(1, True, run_of("k"))), 1.0) == []
+    assert desk.machine.handle(Received(PEER, HookStored(1, True, run_of("k"))), 1.0) != []
+
+
 def test_a_forward_whose_coordinator_is_gone_is_refused_at_once() -> None:
     desk = Desk(leader=PEER, active=False)
     desk.arrives(1)

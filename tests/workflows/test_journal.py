@@ -54,7 +54,7 @@ def histories(draw: st.DrawFn) -> list[Fact]:
     return facts
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(histories(), st.data())
 def test_any_order_and_any_repetition_give_the_same_picture(facts: list[Fact], data: st.DataObject) -> None:
     repeated = facts + data.draw(st.lists(st.sampled_from(facts), max_size=4))
@@ -62,6 +62,7 @@ def test_any_order_and_any_repetition_give_the_same_picture(facts: list[Fact], d
     assert picture(folded(*shuffled)) == picture(folded(*facts))
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_it_does_not_matter_in_which_portions_entries_come(facts: list[Fact], data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(facts)))

@@ -1,0 +1,190 @@
+"""The ledger's health as one decider: a disk put back, rot, forks; who is asked, who is told, and may this node vote?
+
+    Held(heads) ─▶ rewound? ─▶ NewEpoch(why), LedgerAlarm          lost ─▶ enough others' heads held ─▶ Recovered
+    Damaged(spans) ─▶ LedgerAlarm ─▶ Want(spans) to one peer after the other (`mending`)
+    Diverged(forks, missing) ─▶ Read(forks) ─▶ Batch to every peer; Want(missing) of every peer
+                              └ our own log among them ─▶ NewEpoch
+
+Owns `lost` (why this node may have forgotten what it acknowledged) and what is damaged. While `lost` stands the node
+neither votes, nor stands, nor reports heads in a term (`may_vote`); while anything is damaged it does not stand
+(`may_stand`). It writes nothing and trusts no word of a peer: what comes back is verified by `store.apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..events import (
+    Appended,
+    DeadlineReached,
+    EntriesRead,
+    Event,
+    LedgerAlarm,
+    LinkDown,
+    LinkUp,
+    Output,
+    Read,
+    Received,
+    Send,
+    Stored,
+    Token,
+)
+from ..ids import LogId, NodeId
+from ..wire import Batch, Held, Span, Want
+from .mending import Mending
+from .rewind import Rewind, recovered
+
+
+@dataclass(frozen=True, slots=True)
+class NewEpoch:
+    """Effect: open a new log; answered by `Appended` with its opening. `why` is kept on disk until `Recovered`."""
+
+    token: Token
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Effect: forget, durably, that this node forgot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """Event: all that is in quarantine now, after a slice of the scrub or a repair."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Event: `store.Applied` had forks or missing spans."""
+
+    forks: tuple[Span, ...]
+    missing: tuple[Span, ...]
+
+
+CareOutput = Output | NewEpoch | Recovered
+
+
+class Care:
+    def __init__(
+        self,
+        me: NodeId,
+        current: LogId | None,
+        held: Mapping[LogId, int],
+        digest: Callable[[], bytes],
+        tokens: Iterator[Token],
+        lost: str = "",
+        damaged: Sequence[Span] = (),
+    ) -> None:
+        """`current`: the log we append to; `held`, `digest`: reconcile's, live; `lost`, `damaged`: the writer's."""
+        self.me = me
+        self.lost = lost
+        self.rewind = Rewind(me, current)
+        self.mending = Mending(damaged)
+        self._held, self._digest, self._tokens = held, digest, tokens
+        self._told: dict[NodeId, Mapping[LogId, int]] = {}
+        self._links: dict[NodeId, None] = {}
+        self._reads: dict[Token, None] = {}
+
+    # looks ---------------------------------------------------------------------------------------------------
+    @property
+    def may_vote(self) -> bool:
+        return not self.lost
+
+    def may_stand(self, voters: Sequence[NodeId], copies: int, now: float) -> bool:
+        """May this node lead? `copies`: W."""
+        return self.may_vote and not self.rewind.suspended and self.mending.may_stand(self.me, voters, copies, now)
+
+    def deadline(self) -> float:
+        return self.mending.deadline()
+
+    # events --------------------------------------------------------------------------------------------------
+    def handle(
+        self, event: Event | Damaged | Diverged, now: float, voters: Sequence[NodeId], copies: int
+    ) -> list[CareOutput]:
+        """After reconcile has seen the same event."""
+        match event:
+            case Received(sender, Held() as held):
+                return self._on_held(sender, held, voters, copies)
+            case Stored():
+                return self._convalesce(voters, copies)
+            case Appended(_, _, facts):
+                self.rewind.on_appended(facts)
+                return []
+            case Damaged(spans):
+                return self._on_damaged(spans, now)
+            case Diverged(forks, missing):
+                return self._on_diverged(forks, missing)
+            case EntriesRead(token, entries) if token in self._reads:
+                del self._reads[token]
+                return [Send(peer, Batch(entries)) for peer in self._links]
+            case LinkUp(peer):
+                self._links[peer] = None
+                self.mending.link_up(peer)
+                return self._ask(now)
+            case LinkDown(peer):
+                self._links.pop(peer, None)
+                self.mending.link_down(peer)
+                return []
+            case DeadlineReached():
+                return self._ask(now)
+            case _:
+                return []
+
+    def _on_held(self, sender: NodeId, held: Held, voters: Sequence[NodeId], copies: int) -> list[CareOutput]:
+        if held.heads is None:
+            theirs = dict(self._held) if held.digest == self._digest() else None
+        else:
+            theirs = {head.log: head.seq for head in held.heads}
+        if theirs is None:
+            return []
+        out = self._open_epoch(self.rewind.on_heads(held.heads or (), self._held))
+        if self.lost:
+            self._told[sender] = theirs
+        return out + self._convalesce(voters, copies)
+
+    def _convalesce(self, voters: Sequence[NodeId], copies: int) -> list[CareOutput]:
+        if not self.lost or not voters or not recovered(self.me, voters, copies, self._told, self._held):
+            return []
+        self.lost = ""
+        self._told.clear()
+        return [Recovered(), LedgerAlarm("this node's ledger is whole again: it holds all that may be acknowledged")]
+
+    def _open_epoch(self, why: str) -> list[CareOutput]:
+        if not why:
+            return []
+        self.lost = why
+        self._told.clear()
+        return [NewEpoch(next(self._tokens), why), LedgerAlarm(why)]
+
+    def _on_damaged(self, spans: tuple[Span, ...], now: float) -> list[CareOutput]:
+        before, after = len(self.mending.damaged), len(spans)
+        self.mending.found(spans, now)
+        told: list[CareOutput] = []
+        if after > before:
+            told = [
+                LedgerAlarm(f"rot on this node's disk: {_entries(spans)} entries are fetched from the others again")
+            ]
+        elif before and not after:
+            told = [LedgerAlarm("what had rotted on this node's disk is mended")]
+        return told + self._ask(now)
+
+    def _ask(self, now: float) -> list[CareOutput]:
+        asked = self.mending.ask(now)
+        return [] if asked is None else [Send(asked[0], Want(asked[1]))]
+
+    def _on_diverged(self, forks: tuple[Span, ...], missing: tuple[Span, ...]) -> list[CareOutput]:
+        out: list[CareOutput] = []
+        for span in forks:
+            token = next(self._tokens)
+            self._reads[token] = None
+            out.append(Read(token, (span,)))
+        if missing:
+            out += [Send(peer, Want(missing)) for peer in self._links]
+        return out + self._open_epoch(self.rewind.on_fork({span.log: None for span in forks}))
+
+
+def _entries(spans: Sequence[Span]) -> int:
+    return sum(span.last - span.first + 1 for span in spans)

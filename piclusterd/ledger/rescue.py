@@ -1,0 +1,207 @@
+"""What stands beside the ledger's file, and what a start does about a file that is damaged, gone, or put back.
+
+    ledger.db.lock           flock: one writer a ledger; also what a backup's restore and `recover` ask for
+    ledger.db.mark           {origin, epoch, seq, hash, clean}: written at start (unclean) and at a clean stop only
+    ledger.db.new-epoch      a restore left it: the next start opens a new log
+    ledger.db.convalescent   why this ledger may lack entries it once acknowledged; stays until `recovered`
+    ledger.db.damaged        the last file that was moved aside
+
+    start ─┬ unclean, and quick_check finds fault ─▶ moved aside, what is readable is taken over, the rest refetched
+           ├ not a database any more ──────────────▶ the same
+           ├ gone, but a mark or a vote stands ────▶ convalescent
+           └ the mark is not in the file ──────────▶ an older file was put back: new epoch, convalescent
+
+It refuses to guess: a database of another program or of a newer release is not ours to move (`database.open_database`
+says so). Nothing is deleted but the file that an earlier start had moved aside: it was one ledger's worth of disk.
+The hash chain, not SQLite, says what is true: what is taken over from a damaged file is verified like a stranger's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from ..errors import Broken, Refused
+from ..ids import LogId, NodeId
+from ..wire import Entry
+from . import rows, scrub, store
+from .database import transaction
+from .entry import Verify, entry_hash
+from .private import write_private
+
+SALVAGE_BATCH = 256
+"""Entries taken over from a damaged file in one transaction."""
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """How far this node's own log was, at the last start or clean stop. `hash`: of that entry's header."""
+
+    origin: str
+    epoch: int
+    seq: int
+    hash: bytes
+    clean: bool
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file that stands beside the ledger at `path`."""
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def lock(path: Path) -> int:
+    """Be the one writer of the ledger at `path`; close the file descriptor to stop. Raises Broken, Refused."""
+    try:
+        handle = os.open(beside(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as fault:
+        raise Broken(f"the ledger at {path} cannot be locked", str(fault), "Check the folder and its owner.") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Refused(
+            f"the ledger at {path} is in use", "a piclusterd runs on it", "Stop it: sudo systemctl stop piclusterd"
+        ) from None
+    return handle
+
+
+# at start --------------------------------------------------------------------------------------------------------
+def open_checked(path: Path, verify: Verify, ran_before: bool) -> sqlite3.Connection:
+    """The ledger at `path`, sound or begun anew. Raises Broken where it cannot be used.
+
+    `ran_before`: this node has voted, so a ledger that is missing was lost. What was found is in `convalescent`.
+    """
+    mark = load_mark(path)
+    if not path.exists():
+        if mark is not None or ran_before:
+            set_convalescent(path, "the ledger's file is gone")
+        return store.open_database(path)
+    try:
+        conn = store.open_database(path)
+    except Broken as fault:
+        if _code(fault.__cause__) not in _CORRUPT:
+            raise
+        return _begin_anew(path, f"the ledger's file is no database any more ({fault.__cause__})", verify)
+    finding = "" if mark is not None and mark.clean else _quick_check(conn)
+    if finding:
+        conn.close()
+        return _begin_anew(path, f"the ledger's file is damaged ({finding})", verify)
+    if mark is not None and not _holds(conn, mark, verify):
+        set_convalescent(path, "the ledger's file was put back to an older state")
+        want_new_epoch(path)
+    return conn
+
+
+def _begin_anew(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
+    aside = beside(path, "damaged")
+    for suffix in ("-wal", "-shm", ""):
+        old = Path(f"{path}{suffix}")
+        Path(f"{aside}{suffix}").unlink(missing_ok=True)
+        if old.exists():
+            old.rename(f"{aside}{suffix}")
+    set_convalescent(path, f"{why}; it was moved to {aside.name}")
+    conn = store.open_database(path)
+    salvage(aside, conn, verify)
+    return conn
+
+
+def salvage(source: Path, conn: sqlite3.Connection, verify: Verify) -> int:
+    """Take over what can still be read of the ledger at `source` and verifies; the number of entries."""
+    taken = 0
+    try:
+        with closing(sqlite3.connect(source, isolation_level=None)) as old:
+            for row in rows.logs(old).values():
+                taken += _salvage_log(old, row, conn, verify)
+    except sqlite3.Error:
+        pass  # what it cannot tell any more, the other nodes can
+    return taken
+
+
+def _salvage_log(old: sqlite3.Connection, row: rows.Log, conn: sqlite3.Connection, verify: Verify) -> int:
+    taken = 0
+    batch: list[Entry] = []
+    try:
+        for _, entry in rows.entries(old, row, 1):
+            batch.append(entry)
+            if entry.signature and len(batch) >= SALVAGE_BATCH:
+                taken += len(store.apply(conn, batch, verify, resets=True).facts)
+                batch.clear()
+    except sqlite3.Error:
+        pass  # a torn page: the log is kept up to here
+    return taken + len(store.apply(conn, batch, verify, resets=True).facts)
+
+
+def _quick_check(conn: sqlite3.Connection) -> str:
+    """SQLite's first finding about the file's structure; "" where there is none. Reads every page."""
+    try:
+        found: str = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as fault:
+        return str(fault)
+    return "" if found == "ok" else found
+
+
+def _code(fault: BaseException | None) -> int:
+    return getattr(fault, "sqlite_errorcode", 0) & 0xFF
+
+
+# marks -----------------------------------------------------------------------------------------------------------
+def load_mark(path: Path) -> Mark | None:
+    """The mark beside the ledger; None where there is none that can be read (then the file is checked)."""
+    try:
+        return msgspec.json.decode(beside(path, "mark").read_bytes(), type=Mark)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def save_mark(path: Path, conn: sqlite3.Connection, log: LogId, clean: bool) -> None:
+    tip = rows.tip(conn, rows.logs(conn)[log])
+    mark = Mark(log.origin, log.epoch, tip.seq, tip.hash, clean)
+    write_private(beside(path, "mark"), msgspec.json.encode(mark))
+
+
+def _holds(conn: sqlite3.Connection, mark: Mark, verify: Verify) -> bool:
+    """Is the marked entry in the file? Where it was pruned or rotted, the mark says nothing about the file's age."""
+    log = LogId(NodeId(mark.origin), mark.epoch)
+    row = rows.logs(conn).get(log)
+    if row is None:
+        return False
+    header = rows.header_at(conn, row, mark.seq)
+    if header is None:
+        return rows.tip(conn, row).seq > mark.seq
+    with transaction(conn):
+        scrub.inspect(conn, log, row, mark.seq, verify)
+    return entry_hash(header) == mark.hash or mark.seq in rows.damaged_seqs(conn, row)
+
+
+def want_new_epoch(path: Path) -> None:
+    """The next start of the ledger at `path` opens a new log."""
+    write_private(beside(path, "new-epoch"), b"")
+
+
+def wants_new_epoch(path: Path) -> bool:
+    return beside(path, "new-epoch").exists()
+
+
+def new_epoch_opened(path: Path) -> None:
+    beside(path, "new-epoch").unlink(missing_ok=True)
+
+
+def convalescent(path: Path) -> str:
+    """Why the ledger at `path` may lack what it acknowledged; "" where it does not."""
+    try:
+        return beside(path, "convalescent").read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def set_convalescent(path: Path, why: str) -> None:
+    write_private(beside(path, "convalescent"), why.encode())
+
+
+def set_recovered(path: Path) -> None:
+    beside(path, "convalescent").unlink(missing_ok=True)

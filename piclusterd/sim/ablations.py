@@ -1,0 +1,103 @@
+"""Every safety rule, switched off: the checks must see its absence within so many seeds, or they check nothing.
+
+`rule` is a field of `events.Rules`, or `lie` a lie told below the deciders (`sim.disk`, `sim.outside`). With the rule
+on, the same seed is clean. NOT_YET names the rules whose features are not there to be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from .checks import Violation
+from .world import Plan, World
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    name: str
+    invariants: tuple[str, ...]
+    """What breaks without the rule: one of these."""
+    seeds: int
+    """The budget: so many seeds, from 0, find it."""
+    rule: str = ""
+    lie: str = ""
+    theme: str = "swarm"
+    voters: int = 3
+
+    def of(self, plan: Plan) -> Plan:
+        """`plan` without the rule."""
+        if self.lie:
+            return replace(plan, lies=(*plan.lies, self.lie))
+        return replace(plan, rules=replace(plan.rules, **{self.rule: False}))
+
+
+ABLATIONS = {
+    ablation.name: ablation
+    for ablation in (
+        Ablation("vote-fsync", ("I1", "I2"), 20, lie="vote-fsync"),
+        Ablation("ack-fsync", ("I5",), 10, lie="ack-fsync"),
+        Ablation("term-fencing", ("I3", "I6"), 50, rule="term_fencing", theme="heirs"),
+        Ablation("recovery-barrier", ("I6",), 50, rule="recovery_barrier", theme="heirs"),
+        Ablation("enough-copies", ("I5",), 10, rule="enough_copies", voters=5),
+        Ablation("pre-vote", ("I12",), 20, rule="pre_vote", theme="return"),
+        Ablation("check-quorum", ("I12",), 20, rule="check_quorum", theme="exile"),
+        Ablation("idempotency", ("I7",), 20, lie="idempotency"),
+        Ablation("contiguity", ("I5", "I6", "I8"), 50, lie="contiguity"),
+        Ablation("loop-lag", ("I12",), 50, rule="lag_discard", theme="stall"),
+    )
+}
+
+NOT_YET = {
+    "epoch-bump": "a restored image or a lost database mints a new epoch",
+    "config-in-term": "a new configuration needs the current one stored by E voters in the current term",
+    "catch-up": "a new voter catches up as a learner first",
+    "prune-lapse": "pruning waits for every member that has not lapsed",
+}
+
+
+def ablated(plan: Plan, name: str | None) -> Plan:
+    """`plan` without the rule called `name`; None: as it is."""
+    return plan if name is None else ABLATIONS[name].of(plan)
+
+
+def play(plan: Plan, row: Callable[[str], None] | None = None) -> tuple[str, int]:
+    """The trace's digest and the number of events. Raises `Violation`."""
+    world = World(plan, row)
+    try:
+        return world.run(), world.events
+    finally:
+        world.close()
+
+
+def first_failure(plan: Plan, seeds: range) -> tuple[int, Violation] | None:
+    for seed in seeds:
+        try:
+            play(replace(plan, seed=seed))
+        except Violation as violation:
+            return seed, violation
+    return None
+
+
+def hunt(ablation: Ablation, minutes: float, first: int = 0) -> tuple[int, Violation] | None:
+    """The first seed within the budget that shows the rule's absence: clean with the rule, and broken without."""
+    plan = Plan(0, minutes, ablation.voters, theme=ablation.theme)
+    end = first + ablation.seeds
+    while found := first_failure(ablation.of(plan), range(first, end)):
+        seed, violation = found
+        broken = str(violation).split()[0] in ablation.invariants
+        if broken and first_failure(plan, range(seed, seed + 1)) is None:
+            return found
+        first = seed + 1
+    return None
+
+
+def table(minutes: float) -> Iterator[str]:
+    """One row an ablation: its name, the seed that caught it, what broke."""
+    yield f"{'without':<18}{'seed':>6}  {'budget':>6}  {'expected':<10}what broke"
+    for ablation in ABLATIONS.values():
+        found = hunt(ablation, minutes)
+        seed, what = (str(found[0]), str(found[1])) if found else ("—", "NOT CAUGHT")
+        yield f"{ablation.name:<18}{seed:>6}  {ablation.seeds:>6}  {'|'.join(ablation.invariants):<10}{what}"
+    for name, rule in NOT_YET.items():
+        yield f"{name:<18}{'':>6}  {'':>6}  {'':<10}not yet: {rule}"

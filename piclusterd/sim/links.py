@@ -1,0 +1,79 @@
+"""Links between the machines: what each end believes, which need not be the same.
+
+    reachable both ways ──dial──▶ LinkUp at both ends    cut ──LINK_SILENCE_S──▶ LinkDown    killed ──▶ LinkDown at once
+
+A link that only one end believes in (half-open) carries nothing; a new dial takes its place, as the daemon's links do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import TYPE_CHECKING
+
+from ..events import LinkDown, LinkUp
+
+if TYPE_CHECKING:
+    from .world import Actor, World
+
+DIAL_S = 0.5
+LINK_SILENCE_S = 5.0
+"""A cut link is noticed after this long (the daemon's silent deadline)."""
+DIAL_CHANCE = (0.7, 0.1)
+"""Of a dial where no end, or one end, believes in a link."""
+
+
+class Links:
+    def __init__(self, world: World, rng: Random) -> None:
+        self._world = world
+        self._rng = rng
+        self._ends: dict[tuple[int, int], None] = {}
+        """(one, other): `one` believes in a link to `other`."""
+
+    def dial(self) -> None:
+        for one, other in itertools.combinations(self._world.actors, 2):
+            ends = ((one.number, other.number) in self._ends) + ((other.number, one.number) in self._ends)
+            should = one.node is not None and other.node is not None and self.reach(one, other)
+            if should and ends < 2 and self._rng.random() < DIAL_CHANCE[ends]:
+                self._connect(one, other)
+            elif ends and not should:
+                self._world.at(LINK_SILENCE_S, self._unlink_if_cut, one, other)
+
+    def _connect(self, one: Actor, other: Actor) -> None:
+        """A new link; it takes the place of one that only one end still believes in."""
+        self.unlink(one, other)
+        for near, far in ((one, other), (other, one)):
+            self._ends[near.number, far.number] = None
+            self._world.deliver_in(self._rng.uniform(0.002, 0.1), near, LinkUp(far.disk.node))
+
+    def reach(self, one: Actor, other: Actor) -> bool:
+        a, b = one.disk.node, other.disk.node
+        return self._world.network.passes(a, b) and self._world.network.passes(b, a)
+
+    def _unlink_if_cut(self, one: Actor, other: Actor) -> None:
+        if one.node is None or other.node is None or not self.reach(one, other):
+            self.unlink(one, other)
+
+    def unlink(self, one: Actor, other: Actor) -> None:
+        self._drop(one, other)
+        self._drop(other, one)
+
+    def half_open(self, one: Actor, other: Actor) -> None:
+        """`one` takes the link for closed; `other` talks into it until its own silent deadline."""
+        self._drop(one, other)
+        self._world.at(LINK_SILENCE_S, self._drop, other, one)
+
+    def _drop(self, one: Actor, other: Actor) -> None:
+        if self._ends.pop((one.number, other.number), 0) is None:
+            self._world.deliver_in(0.001, one, LinkDown(other.disk.node))
+
+    def linked(self, one: Actor, other: Actor) -> bool:
+        """Do both ends believe in it?"""
+        return (one.number, other.number) in self._ends and (other.number, one.number) in self._ends
+
+    def lose(self, actor: Actor, silently: bool) -> None:
+        """Its process is gone: its own ends with it, and the others notice unless it went `silently`."""
+        for other in self._world.actors:
+            self._ends.pop((actor.number, other.number), None)
+            if not silently:
+                self._drop(other, actor)

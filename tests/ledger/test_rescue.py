@@ -1,0 +1,267 @@
+"""A ledger file that is damaged, torn, put back, or gone: the node starts, says so, and gets back what others hold."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from piclusterd import config
+from piclusterd.errors import Broken, Refused
+from piclusterd.events import Record
+from piclusterd.ids import LogId, NodeId
+from piclusterd.ledger import database, rescue, store
+from piclusterd.ledger.writer import LedgerWriter
+from piclusterd.wire import Span
+
+from .keys import Key, verify
+
+EAGER = config.Ledger(commit_delay_s=0.0)
+TEXTS = [f"{number} " + "x" * 900 for number in range(60)]
+
+
+@asynccontextmanager
+async def opened(path: Path, ran_before: bool = False, seed: int = 1) -> AsyncIterator[LedgerWriter]:
+    ledger = await LedgerWriter.start(path, Key(seed), verify, "pi", lambda: 1000, EAGER, ran_before=ran_before)
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def append(ledger: LedgerWriter, texts: list[str]) -> None:
+    for text in texts:
+        await ledger.append([Record("note", {"text": text})])
+
+
+async def notes(ledger: LedgerWriter) -> list[str]:
+    return sorted(str(fact.body["text"]) for fact in await ledger.replay() if fact.kind == "note")
+
+
+async def fetch(taker: LedgerWriter, giver: LedgerWriter) -> None:
+    """Everything `giver` holds, batch by batch, as `reconcile` asks for it."""
+    for _ in range(100):
+        known = {head.log: head.seq for head in await taker.heads()}
+        spans = [
+            Span(*h.log, known.get(h.log, 0) + 1, h.seq) for h in await giver.heads() if h.seq > known.get(h.log, 0)
+        ]
+        if not spans:
+            return
+        await taker.apply(await giver.read(spans), resets=True)
+    raise AssertionError("the exchange does not end")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+async def peer(tmp_path: Path, path: Path) -> AsyncIterator[LedgerWriter]:
+    """Holds all that the ledger at `path` (closed) holds: its opening and `TEXTS`."""
+    async with opened(tmp_path / "peer.db", seed=2) as other:
+        async with opened(path) as ledger:
+            await append(ledger, TEXTS)
+            await fetch(other, ledger)
+        yield other
+
+
+def unclean(path: Path) -> None:
+    """As a power cut leaves it: nobody wrote the mark of a clean stop."""
+    mark = rescue.load_mark(path)
+    assert mark is not None
+    log = LogId(NodeId(mark.origin), mark.epoch)
+    with closing(store.open_database(path)) as conn:
+        rescue.save_mark(path, conn, log, clean=False)
+
+
+async def test_a_clean_stop_says_so_and_nothing_is_lost_by_a_restart(path: Path) -> None:
+    async with opened(path) as ledger:
+        mark = rescue.load_mark(path)
+        assert mark is not None
+        assert not mark.clean
+        await append(ledger, ["a"])
+    mark = rescue.load_mark(path)
+    assert mark is not None
+    assert (mark.clean, mark.seq) == (True, 2)
+    async with opened(path, ran_before=True) as ledger:
+        assert (ledger.lost, await notes(ledger)) == ("", ["a"])
+
+
+async def test_one_ledger_has_one_writer(path: Path) -> None:
+    async with opened(path):
+        with pytest.raises(Refused, match="in use"):
+            await LedgerWriter.start(path, Key(), verify, "pi", lambda: 1000)
+    async with opened(path):
+        pass
+
+
+async def test_a_torn_page_is_found_after_a_power_cut_and_what_is_readable_is_taken_over(
+    path: Path, peer: LedgerWriter
+) -> None:
+    unclean(path)
+    with path.open("r+b") as file:
+        file.seek(12 * 4096)
+        file.write(b"\xff" * 4096)
+    async with opened(path) as ledger:
+        assert "damaged" in ledger.lost
+        assert rescue.beside(path, "damaged").exists()
+        assert ledger.log.epoch != (await peer.heads())[0].epoch
+        assert 5 < len(await notes(ledger)) < len(TEXTS), "the front of the log was salvaged"
+        await fetch(ledger, peer)
+        assert await notes(ledger) == sorted(TEXTS)
+        assert (await ledger.verify()).faults == ()
+        await ledger.recovered()
+    async with opened(path) as ledger:
+        assert ledger.lost == ""
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 40_000, b"not a database" * 1000])
+async def test_a_file_that_is_no_database_any_more_is_moved_aside(path: Path, peer: LedgerWriter, left: bytes) -> None:
+    await asyncio.to_thread(path.write_bytes, left)
+    async with opened(path) as ledger:
+        assert ledger.lost
+        await fetch(ledger, peer)
+        assert await notes(ledger) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("forgets_mark", [False, True])
+async def test_a_file_that_is_gone_is_begun_anew_and_fetched(
+    path: Path, peer: LedgerWriter, forgets_mark: bool
+) -> None:
+    for file in path.parent.glob("ledger.db*"):
+        if forgets_mark or not file.name.endswith("mark"):
+            file.unlink()
+    async with opened(path, ran_before=True) as ledger:
+        assert "gone" in ledger.lost
+        await fetch(ledger, peer)
+        assert await notes(ledger) == sorted(TEXTS)
+
+
+async def test_a_first_start_has_lost_nothing(path: Path) -> None:
+    async with opened(path) as ledger:
+        assert ledger.lost == ""
+
+
+async def test_an_older_file_that_was_put_back_is_noticed_at_start(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as ledger:
+        await append(ledger, ["old"])
+    shutil.copy(path, tmp_path / "image")
+    async with opened(path) as ledger:
+        old = ledger.log
+        await append(ledger, ["new"])
+    shutil.copy(tmp_path / "image", path)
+    async with opened(path) as ledger:
+        assert "older state" in ledger.lost
+        assert ledger.log != old
+        new = ledger.log
+    async with opened(path) as ledger:
+        assert (ledger.log, bool(ledger.lost)) == (new, True), "until the others' heads say that nothing is missing"
+
+
+async def test_a_restore_begins_a_new_log_once(path: Path) -> None:
+    async with opened(path) as ledger:
+        old = ledger.log
+    rescue.want_new_epoch(path)
+    async with opened(path) as ledger:
+        new = ledger.log
+        assert new != old
+    async with opened(path) as ledger:
+        assert ledger.log == new
+
+
+@pytest.mark.parametrize("column", ["header", "payload", "signature"])
+async def test_a_flipped_bit_is_found_told_and_mended(path: Path, peer: LedgerWriter, column: str) -> None:
+    with closing(store.open_database(path)) as conn:
+        (place, data) = conn.execute(f"SELECT id, {column} FROM entries WHERE id & 1023 = 30").fetchone()
+        flipped = bytes([*data[:20], data[20] ^ 1, *data[21:]])
+        conn.execute(f"UPDATE entries SET {column} = ? WHERE id = ?", (flipped, place))
+    async with opened(path) as ledger:
+        assert len(await notes(ledger)) <= len(TEXTS), "rot does not keep a node from starting"
+        while (await ledger.scrub_slice()).cursor:
+            pass
+        assert [(span.first, span.last) for span in ledger.damaged] == [(30, 30)]
+        applied = await ledger.apply(await peer.read(ledger.damaged), resets=True)
+        assert (len(applied.facts), ledger.damaged) == (1, ())
+        assert await notes(ledger) == sorted(TEXTS)
+
+
+async def test_a_rotten_end_is_not_extended(path: Path, peer: LedgerWriter) -> None:
+    with closing(store.open_database(path)) as conn:
+        conn.execute("UPDATE entries SET header = zeroblob(80) WHERE id = (SELECT max(id) FROM entries)")
+    async with opened(path) as ledger:
+        assert ledger.log.epoch not in {head.epoch for head in await peer.heads()}
+        await append(ledger, ["later"])
+        await ledger.apply(await peer.read(ledger.damaged), resets=True)
+        assert (ledger.lost, await notes(ledger)) == ("", sorted([*TEXTS, "later"]))
+        assert (await ledger.verify()).faults == ()
+
+
+async def test_a_fork_closes_the_log_and_a_new_one_goes_on(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as ledger:
+        pass
+    shutil.copy(path, tmp_path / "twin.db")
+    async with opened(path) as ledger, opened(tmp_path / "twin.db") as twin:
+        await append(ledger, ["a"])
+        await append(twin, ["b"])
+        applied = await ledger.apply(await twin.read([Span(*twin.log, 1, 2)]))
+        assert applied.dropped[0].reason.startswith("fork")
+        with pytest.raises(Exception, match="closed"):
+            await append(ledger, ["c"])
+        await ledger.new_epoch()
+        await append(ledger, ["d"])
+        assert await notes(ledger) == ["a", "b", "d"]
+    async with opened(tmp_path / "twin.db") as twin, opened(path) as ledger:
+        await twin.apply(await ledger.read([Span(*head.log, 1, head.seq) for head in await ledger.heads()]))
+        old = twin.log
+    async with opened(tmp_path / "twin.db") as twin:
+        assert twin.log != old, "a start does not extend a forked log either"
+
+
+async def test_another_programs_file_is_never_moved(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE photos (id)")
+    with pytest.raises(Broken, match="another program"):
+        await LedgerWriter.start(path, Key(), verify, "pi", lambda: 1000)
+    assert not rescue.beside(path, "damaged").exists()
+
+
+async def test_a_ledger_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
+    async with opened(path) as ledger:
+        await append(ledger, ["a"])
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        for statement in ("DROP TABLE damaged", "DROP TABLE branches", "DROP TABLE pruned", "PRAGMA user_version=1"):
+            conn.execute(statement)
+    async with opened(path) as ledger:
+        assert await notes(ledger) == ["a"]
+    with closing(store.open_database(path)) as conn:
+        assert database.pragma(conn, "user_version") == database.SCHEMA_VERSION
+        assert conn.execute("SELECT count(*) FROM branches").fetchone() == (0,)
+
+
+async def test_two_starts_at_once_let_one_in(path: Path) -> None:
+    starts = [LedgerWriter.start(path, Key(), verify, "pi", lambda: 1000) for _ in range(2)]
+    results = await asyncio.gather(*starts, return_exceptions=True)
+    assert sorted(isinstance(result, Refused) for result in results) == [False, True]
+    for result in results:
+        if isinstance(result, LedgerWriter):
+            await result.close()
+
+
+async def test_a_checkpoint_and_its_pruning_go_through_the_writer(path: Path, peer: LedgerWriter) -> None:
+    async with opened(path) as ledger:
+        _, (fact,) = await ledger.add_checkpoint([2])
+        while await ledger.forget(ledger.log, fact.seq, "rows"):
+            pass
+        assert await notes(ledger) == TEXTS[:1]
+        await append(ledger, ["later"])
+        await fetch(peer, ledger)
+        assert set(await notes(peer)) == {*TEXTS, "later"}, "who holds what was before keeps it until it prunes too"
+    async with opened(path) as ledger:
+        assert (ledger.lost, await notes(ledger)) == ("", [TEXTS[0], "later"])
+        assert (await ledger.verify()).faults == ()
