@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .ids import LogId, NodeId, RunId, Term
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
@@ -190,6 +190,16 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeVoters:
+    """The owner adds or removes a voter. Answered with the new `Voters` once a majority of them stores them, or with a
+    `PiclusterError`."""
+
+    ticket: Ticket
+    what: Literal["add", "remove"]
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What does the node know? Answered by `View`."""
 
@@ -203,7 +213,7 @@ class Shutdown:
 
 Event = (
     DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
-    | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | Snapshot | Shutdown
+    | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | Snapshot | Shutdown
 )  # fmt: skip
 
 

@@ -19,14 +19,20 @@ from random import Random
 
 from .cluster.election import Election
 from .cluster.membership import Membership
+from .cluster.reconfigure import Change, Decision, Looks, NewVoters, Reconfigure, Retire
 from .cluster.suspicion import Guards
 from .cluster.timings import Timings
+from .cluster.voter_config import config_id
 from .events import (
+    Activated,
     Answer,
     Appended,
     AppendFailed,
+    ChangeVoters,
     DeadlineReached,
+    Deposed,
     Effect,
+    Elected,
     EntriesRead,
     Event,
     Fact,
@@ -96,7 +102,9 @@ INCARNATION_SHIFT = 20
 
 TICKET_SHIFT = 32
 """Boot counter << 32: no life forwards so many webhooks, and the boot counter has room for another 31 bits."""
-TIMERS_OF_NOTES = (3, 4)
+ELECTION = 1
+"""Place of election in the list of deadlines."""
+TIMERS_OF_NOTES = (3, 4, 5)
 """Places of intake and runs: of those that hear notes, the ones with deadlines."""
 ASKED = (WhoServes, Snapshot, Shutdown)
 """Events that the hall itself answers."""
@@ -128,24 +136,36 @@ class Node:
         self._cluster = setup.cluster
         self._rules = setup.rules
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
-        self.reconcile = Reconcile(setup.heads, setup.timings.sync_s, tokens)
+        self.reconcile = Reconcile(setup.heads, setup.timings.sync_s, tokens, lambda: config_id(self.election.voters))
         incarnation = setup.hard.incarnation << INCARNATION_SHIFT
         guards = Guards(loop_lag=setup.rules.lag_discard)
         self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now, guards)
         self.election = Election(setup.me, setup.hard, setup.timings, rng, self._digest, now, setup.rules)
-        self.replicate = Replicate(setup.me, self.reconcile, setup.rules, lambda: self.election.leader, tokens)
+        self.replicate = Replicate(
+            setup.me,
+            self.reconcile,
+            setup.rules,
+            lambda: self.election.leader,
+            tokens,
+            lambda: self.reconfigure.stored,
+        )
+        looks = Looks(
+            self.replicate.carries, self.replicate.carried, self.election.hears, lambda: not self.election.unsaved
+        )
+        self.reconfigure = Reconfigure(setup.me, looks)
         self.journal = Journal()
         self.journal.grow(setup.ledger)
         durable, last_ticket = self.replicate.is_durable, setup.hard.incarnation << TICKET_SHIFT
         self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)
-        timed = (self.membership, self.election, self.reconcile, self.intake, self.runs)
+        timed = (self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure)
         self._deadlines = [decider.deadline for decider in timed]
         self._due = [deadline() for deadline in self._deadlines]
         """Each decider's deadline; it moves only when the decider is handed an event or a note."""
         handlers: tuple[Handler, ...] = (
-            self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle
+            self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle,
+            self._reconfigure,
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
@@ -184,7 +204,7 @@ class Node:
     # routing -------------------------------------------------------------------------------------------------
     def _table(self) -> dict[type, tuple[Turn, ...]]:
         """Who hears of what, in order. What is not listed concerns nobody."""
-        members, election, reconcile, intake, runs = self._timed
+        members, election, reconcile, intake, runs, voters = self._timed
         replicate: Turn = (None, self._replicate)
         linked = (members, election, reconcile, replicate)
         return {
@@ -192,13 +212,15 @@ class Node:
             **dict.fromkeys((PingReq, Nack, Gossip, PushPull), (members,)),
             **dict.fromkeys((RequestVote, Vote, TimeoutNow), (election,)),
             **dict.fromkeys((Heartbeat, Push), (election, replicate)),
-            Held: (election, reconcile, replicate, intake),
+            Held: (election, (None, self._config_held), reconcile, replicate, intake, voters),
             **dict.fromkeys((Want, Batch), (reconcile,)),
             **dict.fromkeys((ForwardHook, HookStored, HookArrived), (intake,)),
             LinkUp: linked,
             LinkDown: (*linked, intake),
-            **dict.fromkeys((HardStateSaved, Sealed), (election,)),
-            **dict.fromkeys((Appended, Stored), (reconcile, replicate, intake)),
+            HardStateSaved: (election, replicate, voters),
+            Sealed: (election,),
+            ChangeVoters: (voters,),
+            **dict.fromkeys((Appended, Stored), (reconcile, replicate, intake, voters)),
             AppendFailed: (replicate, intake, runs),
             EntriesRead: (reconcile,),
             StepFinished: (runs,),
@@ -224,10 +246,53 @@ class Node:
     def _replicate(self, event: Event, now: float) -> list[Output]:
         return self.replicate.handle(event, now, self.election.term)
 
+    def _config_held(self, event: Event, now: float) -> list[Output]:
+        """Before the ledger counts copies: it counts none until the config they are counted in is stored."""
+        if isinstance(event, Received) and isinstance(event.message, Held):
+            self.reconfigure.on_held(event.sender, event.message.term, event.message.config)
+        return []
+
+    def _reconfigure(self, event: Event, now: float) -> list[Output]:
+        if isinstance(event, ChangeVoters):
+            change = Change(event.what, event.node)
+            return self._decided(self.reconfigure.propose(event.ticket, change, now), now)
+        return self._decided(self.reconfigure.progress(now), now)
+
+    def _decided(self, decisions: list[Decision], now: float) -> list[Output]:
+        out: list[Output] = []
+        for decision in decisions:
+            match decision:
+                case NewVoters(voters):
+                    self.replicate.change(voters.voters)
+                    out += self.election.change(voters)
+                case Retire(why):
+                    out += self.election.retire(why, now)
+                case Answer():
+                    out.append(decision)
+        self._due[ELECTION] = self._deadlines[ELECTION]()
+        return out
+
+    def _voters_note(self, note: Note, now: float) -> list[Output]:
+        match note:
+            case Elected(term):
+                self.reconfigure.elected(term, self.election.voters)
+            case Activated():
+                self.reconfigure.activated()
+            case Deposed():
+                return self._decided(self.reconfigure.deposed(), now)
+            case _:
+                pass
+        return []
+
     def _note(self, note: Note, now: float) -> list[Output]:
         if isinstance(note, LedgerGrew):
             self.journal.grow(note.facts)
-        outputs = self.replicate.note(note) + self.intake.note(note) + self.runs.note(note, now)
+        outputs = (
+            self._voters_note(note, now)
+            + self.replicate.note(note)
+            + self.intake.note(note)
+            + self.runs.note(note, now)
+        )
         for timer in TIMERS_OF_NOTES:
             self._due[timer] = self._deadlines[timer]()
         return outputs

@@ -64,6 +64,13 @@ class Span(NamedTuple):
         return LogId(self.origin, self.epoch)
 
 
+class ConfigId(NamedTuple):
+    """Names one record of voters (a term has one leader) and orders them: term first."""
+
+    term: Term
+    version: int
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of everything below. Field order is the wire format: append only, with a default."""
 
@@ -222,6 +229,8 @@ class Held(Message, frozen=True, tag="held"):
     term: Term
     digest: bytes
     heads: tuple[Head, ...] | None = None
+    config: ConfigId | None = None
+    """Of the voters on the sender's disk; None from a release that does not say."""
 
 
 class Push(Message, frozen=True, tag="push"):

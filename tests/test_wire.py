@@ -72,7 +72,7 @@ def test_the_wire_format_is_a_tagged_array() -> None:
     vote = wire.RequestVote(3, True, wire.Voters(1, 2, (NodeId("a" * 16),)))
     assert encode(vote) == packed(["request-vote", 3, True, [1, 2, ["a" * 16]], False])
     assert encode(wire.Held(1, b"\0" * 8, (wire.Head(NodeId("b" * 16), 1, 9),))) == packed(
-        ["held", 1, b"\0" * 8, [["b" * 16, 1, 9]]]
+        ["held", 1, b"\0" * 8, [["b" * 16, 1, 9]], None]
     )
 
 

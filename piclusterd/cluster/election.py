@@ -46,6 +46,7 @@ from ..events import (
 from ..ids import NodeId, Term
 from ..wire import Heartbeat, Held, PeerMessage, Push, RequestVote, TimeoutNow, Vote, Voters
 from .timings import Timings
+from .voter_config import is_newer, restamped
 
 Role = Literal["follower", "pre", "candidate", "leader"]
 
@@ -110,6 +111,10 @@ class Election:
         since = now - self._timings.election_max_s
         return sum(v == self.me or self._contact.get(v, float("-inf")) >= since for v in self.voters.voters)
 
+    def hears(self, node: NodeId, now: float) -> bool:
+        """Did this leader hear `node`, a voter or not, within the CheckQuorum window?"""
+        return self._contact.get(node, float("-inf")) >= now - self._timings.election_max_s
+
     def deadline(self) -> float:
         return self._due
 
@@ -131,7 +136,7 @@ class Election:
             case LinkDown(peer):
                 return self._link_lost(peer, now)
             case Shutdown():
-                return self._hand_over(now)
+                return self._hand_over("this node is stopping", now)
             case _:
                 return []
 
@@ -202,13 +207,25 @@ class Election:
         self.leader = self.me
         self._contact = dict.fromkeys(self._votes, now)
         self._due = now + self._timings.heartbeat_s
-        beats = [out for peer in self._links for out in self._heartbeat_to(peer)]
-        return [LeaderChanged(self.term, self.me), Elected(self.term, self.voters.voters), *beats]
+        changed = self.change(restamped(self.voters, self.term))
+        return [LeaderChanged(self.term, self.me), Elected(self.term, self.voters.voters), *changed]
+
+    def change(self, voters: Voters) -> list[Output]:
+        """This leader's next config (`reconfigure` decides it): saved before anybody is told."""
+        self.voters = voters
+        return [self._save(), *(out for peer in self._links for out in self._heartbeat_to(peer))]
+
+    def retire(self, why: str, now: float) -> list[Output]:
+        """Hand leadership over and stop leading, for example when this node is no voter any more."""
+        return self._hand_over(why, now)
 
     # answering -----------------------------------------------------------------------------------------------
     def _on_request(self, sender: NodeId, request: RequestVote, now: float) -> list[Output]:
         sticky = now - self._heard < self._timings.election_min_s or self.role == "leader"
-        if request.term <= self.term or (sticky and not request.transfer) or sender not in self.voters.voters:
+        outdated = is_newer(self.voters, request.voters) or sender not in self.voters.voters
+        taken = request.pre or self.voted_for is not None or self.leader is not None
+        spent = request.term < self.term or (request.term == self.term and taken)
+        if spent or outdated or (sticky and not request.transfer):
             same_vote = not request.pre and request.term == self.term and self.voted_for == sender
             return [Send(sender, Vote(self.term, request.pre, same_vote))]
         if request.pre:
@@ -266,12 +283,13 @@ class Election:
         self._due = now + self._silence()
         return [Deposed(self.term, why), LeaderChanged(self.term, None)]
 
-    def _hand_over(self, now: float) -> list[Output]:
+    def _hand_over(self, why: str, now: float) -> list[Output]:
         if self.role != "leader":
             return []
-        heirs = sorted((-at, v) for v, at in self._contact.items() if v != self.me and v in self._links)
+        voters = [v for v in self.voters.voters if v != self.me and v in self._links and v in self._contact]
+        heirs = sorted((-self._contact[v], v) for v in voters)
         out: list[Output] = [Send(heirs[0][1], TimeoutNow(self.term))] if heirs else []
-        return out + self._step_down("this node is stopping", now)
+        return out + self._step_down(why, now)
 
     def _link_lost(self, peer: NodeId, now: float) -> list[Output]:
         self._links.pop(peer, None)
@@ -282,11 +300,14 @@ class Election:
         return []
 
     def _adopt_voters(self, voters: Voters, now: float) -> list[Output]:
-        if (voters.version, voters.term) <= (self.voters.version, self.voters.term):
+        if not is_newer(voters, self.voters):
             return []
+        # A leader made the newest config of its term, so a newer one is of a newer term. A candidate canvasses anew:
+        # its votes were given for the config it had.
+        out = [] if self.role == "follower" else self._follow(max(self.term, voters.term), None, now)
         self.voters = voters
         self._due = min(self._due, now + self._silence())
-        return [self._save()]
+        return [*out, self._save()]
 
     # small things --------------------------------------------------------------------------------------------
     def _save(self) -> SaveHardState:

@@ -31,9 +31,9 @@ from typing import Literal
 from ..errors import PiclusterError, Unavailable, UserError
 from ..events import Answer, Ticket
 from ..ids import NodeId, Term
-from ..wire import Voters
+from ..wire import ConfigId, Voters
 from .election import majority
-from .voter_config import ConfigId, config_id
+from .voter_config import config_id
 
 VOTERS_MAX = 5
 """More voters make every acknowledgement dearer and survive little more (Consul, dqlite and etcd advise the same)."""

@@ -9,14 +9,11 @@ entries. `tests/model` has the trace.
 from __future__ import annotations
 
 from ..ids import Term
-from ..wire import Voters
-
-ConfigId = tuple[Term, int]
-"""(term, version): names one config, since a term has one leader."""
+from ..wire import ConfigId, Voters
 
 
 def config_id(config: Voters) -> ConfigId:
-    return (config.term, config.version)
+    return ConfigId(config.term, config.version)
 
 
 def is_newer(config: Voters, than: Voters) -> bool:

@@ -12,7 +12,7 @@ Sources: Corrosion's sync state (heads and needs); Scuttlebutt (van Renesse 2008
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..events import (
     Appended,
@@ -32,7 +32,7 @@ from ..events import (
     Token,
 )
 from ..ids import LogId, NodeId, Term
-from ..wire import Ack, Batch, Head, Held, Ping, Span, Want
+from ..wire import Ack, Batch, ConfigId, Head, Held, Ping, Span, Want
 from .entry import digest
 
 WANT_TIMEOUT_S = 5.0
@@ -51,11 +51,19 @@ def lacking(mine: dict[LogId, int], theirs: Iterable[Head]) -> tuple[Span, ...]:
 
 
 class Reconcile:
-    def __init__(self, heads: Iterable[Head], sync_s: float, tokens: Iterator[Token]) -> None:
+    def __init__(
+        self,
+        heads: Iterable[Head],
+        sync_s: float,
+        tokens: Iterator[Token],
+        config: Callable[[], ConfigId | None] = lambda: None,
+    ) -> None:
         self.held: dict[LogId, int] = {head.log: head.seq for head in heads}
         self._heads = self._sorted()
         self.digest = digest(self._heads)
         self._sync_s = sync_s
+        self.config = config
+        """Says which config of voters is on our disk: every `Held` carries it."""
         self._term: Term = 0
         self._wants: dict[NodeId, float] = {}
         """Peer → when its answer is overdue."""
@@ -120,7 +128,7 @@ class Reconcile:
 
     def _offer(self, peer: NodeId, now: float) -> list[Output]:
         self._offered[peer] = now
-        return [Send(peer, Held(self._term, self.digest, self.heads()))]
+        return [Send(peer, Held(self._term, self.digest, self.heads(), self.config()))]
 
     def _on_held(self, peer: NodeId, theirs: tuple[Head, ...], now: float) -> list[Output]:
         if theirs == self._heads:

@@ -35,6 +35,7 @@ from ..events import (
     Elected,
     Event,
     Fact,
+    HardStateSaved,
     LinkDown,
     LinkUp,
     Note,
@@ -73,7 +74,13 @@ class Unacked:
 
 class Replicate:
     def __init__(
-        self, me: NodeId, ledger: Reconcile, rules: Rules, leader: Callable[[], NodeId | None], tokens: Iterator[Token]
+        self,
+        me: NodeId,
+        ledger: Reconcile,
+        rules: Rules,
+        leader: Callable[[], NodeId | None],
+        tokens: Iterator[Token],
+        config_stored: Callable[[], bool] = lambda: True,
     ) -> None:
         self.me = me
         self.phase: Phase = "idle"
@@ -81,6 +88,9 @@ class Replicate:
         self._rules = rules
         self._leader = leader
         self._tokens = tokens
+        self._config_stored = config_stored
+        self._base: dict[LogId, int] = {}
+        """What may have been acknowledged: our heads when we became active, and what we called durable since."""
         self._term: Term = 0
         self._led: Term = 0
         self._voters: tuple[NodeId, ...] = ()
@@ -107,7 +117,23 @@ class Replicate:
 
     def is_durable(self, log: LogId, seq: int) -> bool:
         wanted = copies_needed(len(self._voters)) if self._rules.enough_copies else 1
-        return self.copies(log, seq) >= wanted
+        if not self._config_stored() or self.copies(log, seq) < wanted:
+            return False
+        self._base[log] = max(seq, self._base.get(log, 0))  # whoever asks may acknowledge it now
+        return True
+
+    def carries(self, node: NodeId) -> bool:
+        """Did `node` say, in the term we lead, that it holds all that may have been acknowledged?"""
+        held = self._ledger.held if node == self.me else self._held.get(node)
+        return held is not None and all(held.get(log, 0) >= seq for log, seq in self._base.items())
+
+    def carried(self, voters: tuple[NodeId, ...]) -> bool:
+        """Do enough of `voters` for them to be the next ones?"""
+        return sum(self.carries(v) for v in voters) >= copies_needed(len(voters))
+
+    def change(self, voters: tuple[NodeId, ...]) -> None:
+        """From now on copies are counted among `voters` (this term's coordinator has changed them)."""
+        self._voters = voters
 
     @property
     def waiting(self) -> int:
@@ -130,6 +156,8 @@ class Replicate:
             case AppendFailed(token) if token == self._opening:
                 self.phase = "recovering"  # tried again when a voter answers the next heartbeat
                 return []
+            case HardStateSaved():
+                return self._progress()
             case Stored(token):
                 return self._on_stored(token, bool(event.facts)) + self._progress()
             case LinkUp(peer):
@@ -156,7 +184,7 @@ class Replicate:
     def _on_heartbeat(self, sender: NodeId, beat_term: Term, theirs: bytes) -> list[Output]:
         same = theirs == self._ledger.digest and beat_term == self._term
         heads = None if same else self._ledger.heads()
-        return [Send(sender, Held(self._answer_in(beat_term), self._ledger.digest, heads))]
+        return [Send(sender, Held(self._answer_in(beat_term), self._ledger.digest, heads, self._ledger.config()))]
 
     def _on_push(self, sender: NodeId, push_term: Term, entries: tuple[Entry, ...]) -> list[Output]:
         if push_term < self._term and self._rules.term_fencing:
@@ -180,11 +208,11 @@ class Replicate:
         return self._term if self._rules.term_fencing else asked
 
     def _say_held(self, to: NodeId, term: Term) -> Send:
-        return Send(to, Held(term, self._ledger.digest, self._ledger.heads()))
+        return Send(to, Held(term, self._ledger.digest, self._ledger.heads(), self._ledger.config()))
 
     # coordinator ---------------------------------------------------------------------------------------------
     def _on_held(self, sender: NodeId, held: Held) -> list[Output]:
-        if self.phase == "idle" or sender not in self._voters or held.term != self._led:
+        if self.phase == "idle" or held.term != self._led:
             return []
         if held.heads is not None:
             self._learn(sender, held.heads)
@@ -225,17 +253,19 @@ class Replicate:
         for unacked in ready:
             if unacked.token == self._opening:
                 self.phase = "active"
+                self._base = dict(self._ledger.held)
                 out += [Activated(self._led), OpenHub(self._led)]
+            self._base[unacked.log] = max(unacked.seq, self._base.get(unacked.log, 0))
             out.append(Durable(unacked.token, unacked.facts, self.copies(unacked.log, unacked.seq)))
         return out
 
     def _recovered(self) -> bool:
         """E voters, ourselves included, reported heads in this term, and we hold all of them."""
         mine = self._ledger.held
-        covered = 1 + sum(
-            not lacking(mine, [Head(*log, seq) for log, seq in heads.items()])
-            for voter, heads in self._held.items()
-            if voter != self.me
+        covered = sum(
+            v == self.me
+            or (v in self._held and not lacking(mine, [Head(*log, seq) for log, seq in self._held[v].items()]))
+            for v in self._voters
         )
         return covered >= len(self._voters) // 2 + 1
 
@@ -248,3 +278,4 @@ class Replicate:
     def _reset(self, phase: Phase, term: Term, voters: tuple[NodeId, ...]) -> None:
         self.phase, self._led, self._voters = phase, term, voters
         self._held, self._said, self._unacked, self._unpushed, self._opening = {}, {}, [], [], None
+        self._base = {}

@@ -87,7 +87,7 @@ class Checks:
         self._hard[node] = now
         if before is None or before is now:
             return
-        places = [(s.term, (s.voters.version, s.voters.term), s.incarnation) for s in (before, now)]
+        places = [(s.term, (s.voters.term, s.voters.version), s.incarnation) for s in (before, now)]
         went_back = any(b < a for a, b in zip(*places, strict=True))
         hold(not went_back, f"I2 {node} went back from {places[0]} to {places[1]}")
         changed = before.term == now.term and before.voted_for not in (None, now.voted_for)

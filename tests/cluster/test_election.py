@@ -376,7 +376,7 @@ def test_a_spurious_deadline_is_harmless() -> None:
 def test_a_new_link_hears_of_the_leader_at_once() -> None:
     node, wire = alone()
     win(node, wire.now + 10)
-    assert node.handle(LinkUp(D), wire.now + 10) == [Send(D, Heartbeat(1, b"digest", ABC))]
+    assert node.handle(LinkUp(D), wire.now + 10) == [Send(D, Heartbeat(1, b"digest", Voters(1, 1, (A, B, C))))]
 
 
 # a leader that dies or leaves ------------------------------------------------------------------------------------
@@ -455,11 +455,11 @@ def test_a_follower_that_stops_says_nothing() -> None:
 
 # who votes -------------------------------------------------------------------------------------------------------
 def test_a_voters_record_is_adopted_only_if_newer_and_then_saved() -> None:
-    """Logless reconfiguration (arXiv 2102.11960): configurations are ordered by (version, term)."""
+    """Logless reconfiguration (arXiv 2102.11960): configurations are ordered by (term, version)."""
     node, wire = alone(HardState(voters=Voters(2, 5, (A, B, C))))
-    for older in (Voters(1, 9, (D,)), Voters(2, 4, (D,)), Voters(2, 5, (D,))):
+    for older in (Voters(1, 5, (D,)), Voters(9, 4, (D,)), Voters(2, 5, (D,))):
         assert node.handle(Sealed(older), wire.now) == []
-    for newer in (Voters(2, 6, (A, B)), Voters(3, 1, (A, B, D))):
+    for newer in (Voters(3, 5, (A, B)), Voters(1, 6, (A, B, D))):
         (save,) = node.handle(Sealed(newer), wire.now)
         assert isinstance(save, SaveHardState)
         assert save.state.voters == newer
@@ -468,7 +468,7 @@ def test_a_voters_record_is_adopted_only_if_newer_and_then_saved() -> None:
 def test_voters_spread_with_heartbeats_and_requests() -> None:
     room = Room(learners=(D,))
     leader = room.elect()
-    room.wire.tell(leader, Sealed(Voters(2, 1, (A, B, C, D))))
+    room.nodes[leader].change(Voters(2, 1, (A, B, C, D)))
     room.wire.run_for(1)
     assert all(machine.votes_here and machine.voters.version == 2 for machine in room.nodes.values())
     assert ask(room.nodes[A], B, RequestVote(0, True, Voters(3, 1, (A, B))), room.wire.now).granted is False

@@ -19,7 +19,7 @@ from piclusterd.cluster.voter_config import config_id, is_newer, restamped
 from piclusterd.errors import Unavailable, UserError
 from piclusterd.events import Answer
 from piclusterd.ids import NodeId
-from piclusterd.wire import Voters
+from piclusterd.wire import ConfigId, Voters
 
 A, B, C, D, E, F = (NodeId(letter * 16) for letter in "abcdef")
 ABC = Voters(1, 2, (A, B, C))
@@ -94,8 +94,11 @@ def test_a_config_is_stored_when_a_majority_of_its_voters_said_so_in_this_term()
     assert desk.stored()
 
 
-@pytest.mark.parametrize(("term", "config"), [(1, (2, 1)), (3, (2, 1)), (2, (1, 1)), (2, (2, 2)), (2, None)])
-def test_reports_of_other_terms_and_other_configs_count_nothing(term: int, config: tuple[int, int] | None) -> None:
+@pytest.mark.parametrize(
+    ("term", "config"),
+    [(1, ConfigId(2, 1)), (3, ConfigId(2, 1)), (2, ConfigId(1, 1)), (2, ConfigId(2, 2)), (2, None)],
+)
+def test_reports_of_other_terms_and_other_configs_count_nothing(term: int, config: ConfigId | None) -> None:
     desk = Desk(stored=False)
     desk.machine.on_held(B, term, config)
     assert not desk.stored()
