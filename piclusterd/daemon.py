@@ -46,9 +46,11 @@ from .ids import NodeId
 from .inference.models import ModelSpec, resolve
 from .inference.pool import Pool
 from .integrations.linear import LinearClient
+from .ledger.ballast import BALLAST_BYTES
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
+from .upkeep import losses, scrub, votes_lost
 from .web.app import make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
@@ -99,9 +101,11 @@ class Daemon:
         told = await asyncio.to_thread(identity.joined, me.directory)
         self.told = told or identity.Told()
         self.models = self._resolve_models()
+        hard = await asyncio.to_thread(hardstate.load, self._votes_dir())
         self.ledger = await LedgerWriter.start(
-            state / "ledger.db", me.signer, identity.verify, me.name, _wall_ms, config.ledger
-        )
+            state / "ledger.db", me.signer, identity.verify, me.name, _wall_ms, config.ledger,
+            ran_before=hard is not None, ballast_bytes=BALLAST_BYTES,
+        )  # fmt: skip
         self._stack.push_async_callback(self.ledger.close)
         self.links = Links(
             me, self.mailbox.post, lambda *request: self.desk.serve_peer(*request), self.rng,
@@ -118,11 +122,12 @@ class Daemon:
             self.desk.run_hub if config.hub.url else None, self._on_note,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
-        self.node = await self._make_node()
+        self.node = await self._make_node(hard or HardState())
         await self._open_doors()
         self._task(self._move(), "node")
         self._task(self._watch_loop(), "loop lag")
         self._task(self._tell_facts(), "facts")
+        self._task(scrub(self.ledger, self.mailbox), "scrub")
         self._task(keep_renewed(me, self.links), "certificate")
         await self.pool.start(self.models)
         self._dial_known()
@@ -140,20 +145,28 @@ class Daemon:
                 self.bus.publish("alarm", {"text": f"model {model.name} is not served: {fault}"})
         return specs
 
-    async def _make_node(self) -> Node:
-        hard = await asyncio.to_thread(hardstate.load, self._votes_dir()) or HardState()
+    async def _make_node(self, hard: HardState) -> Node:
         hard = replace(hard, incarnation=hard.incarnation + 1)
         await asyncio.to_thread(hardstate.save, self._votes_dir(), hard)
+        no_votes = await asyncio.to_thread(votes_lost, self.config.state_dir)
+        heads, facts = await self.ledger.heads(), await self.ledger.replay()
+        for loss in losses(self.me.name, self.config.state_dir, self.ledger.lost, no_votes):
+            log.error("%s", loss)
+            self.bus.publish("alarm", {"text": loss})
         setup = Setup(
             me=self.me.node,
             cluster=self.me.cluster,
             facts=Facts(name=self.me.name, role=self.config.node.role, release=__version__),
             timings=PRESETS[self.config.cluster.preset],
             hard=hard,
-            heads=await self.ledger.heads(),
-            ledger=await self.ledger.replay(),
+            heads=heads,
+            ledger=facts,
             workflows=self._workflows(),
             attempts_max=self.config.triage.attempts_max,
+            log=self.ledger.log,
+            lost=self.ledger.lost,
+            votes_lost=no_votes,
+            damaged=self.ledger.damaged,
         )
         return Node(setup, self.rng, self.clock())
 

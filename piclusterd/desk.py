@@ -17,6 +17,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from . import __version__
 from .cluster import renewal
 from .cluster.identity import Identity
@@ -24,7 +26,7 @@ from .cluster.links import Links
 from .cluster.tokens import Tokens
 from .config import Config
 from .errors import PiclusterError, UserError
-from .events import Choice, HookArrived, HookTaken, Snapshot, View, WhoServes
+from .events import ChangeVoters, Choice, HookArrived, HookTaken, Snapshot, View, WhoServes
 from .ids import NodeId, Term
 from .inference.pool import Pool
 from .inference.serving import Serving
@@ -36,7 +38,7 @@ from .web.app import Doors
 from .web.hooks import hook_of
 from .web.metrics import Meters
 from .web.stream import EventBus
-from .wire import Hook
+from .wire import Hook, Voters
 
 log = logging.getLogger("piclusterd")
 
@@ -46,6 +48,10 @@ HOOK_ANSWER_S = 15.0
 """Longer than a forwarded webhook may take (`workflows.intake.FORWARD_TIMEOUT_S`)."""
 RELAY_SILENCE_S = 120.0
 """A relayed stream may be silent this long: a Pi 4 prefilling a long prompt."""
+CHANGE_VOTERS = "change-voters"
+"""Request between peers: the owner spoke to a node that is not the coordinator."""
+CHANGE_S = 75.0
+"""Longer than a change may wait to become possible (`cluster.reconfigure.CHANGE_PATIENCE_S`)."""
 SOURCES = ("linear", "github", "notion")
 
 Secret = Callable[[str], tuple[str, ...]]
@@ -89,7 +95,7 @@ class Desk:
             view=self.view,
             take_hook=self.take_hook,
             bus=self._bus,
-            admin=admin.AdminDoors(self._create_token, self._list_tokens, self._revoke_token),
+            admin=admin.AdminDoors(self._create_token, self._list_tokens, self._revoke_token, self._change_voters),
             meters=self.meters,
             edge=self._edge,
             ledger_fault=ledger_fault,
@@ -124,6 +130,10 @@ class Desk:
         return self._links.request(peer, name, body, RELAY_SILENCE_S)
 
     async def serve_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        if name == CHANGE_VOTERS:
+            changed = await self._change_voters_here(msgspec.json.decode(body, type=admin.VoterWish))
+            yield msgspec.json.encode(changed)
+            return
         if name == renewal.REQUEST:
             called = self._links.peers()[peer].name
             yield await asyncio.to_thread(renewal.issue_for, peer, called, body, self._me)
@@ -177,6 +187,21 @@ class Desk:
         if not self._me.can_issue:
             raise UserError("this node cannot admit others", "the CA's key is where `init` ran.", "Ask there.")
         return Tokens(self._me.directory, self._me.ca_pin)
+
+    async def _change_voters(self, wish: admin.VoterWish) -> Voters:
+        """By the coordinator, which may be another node."""
+        view = await self.view()
+        if view.leader is None or view.leader == self._me.node:
+            return await self._change_voters_here(wish)
+        body = msgspec.json.encode(wish)
+        async with aclosing(self._links.request(view.leader, CHANGE_VOTERS, body, CHANGE_S)) as chunks:
+            return msgspec.json.decode(b"".join([chunk async for chunk in chunks]), type=Voters)
+
+    async def _change_voters_here(self, wish: admin.VoterWish) -> Voters:
+        ask = partial(ChangeVoters, what=wish.what, node=NodeId(wish.node))
+        voters: Voters = await self._mailbox.ask(ask, CHANGE_S)
+        log.info("voters changed by hand: %s %s", wish.what, wish.node)
+        return voters
 
     async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
         token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses)

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .ids import LogId, NodeId, RunId, Term
+from .views import MemberView as MemberView
+from .views import RunView as RunView
+from .views import View as View
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
 
 Token = int
@@ -139,6 +142,21 @@ class EntriesRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """All that is in quarantine now, after a slice of the scrub or a repair."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """What was just stored forks a log of ours at `forks`, or hangs on entries that are `missing` (`store.Applied`)."""
+
+    forks: tuple[Span, ...]
+    missing: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HookArrived:
     """A verified webhook, from the hub, from `/hooks/{source}`, or from a peer that is not the coordinator."""
 
@@ -213,6 +231,7 @@ class Shutdown:
 
 Event = (
     DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
+    | Damaged | Diverged
     | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | Snapshot | Shutdown
 )  # fmt: skip
 
@@ -242,6 +261,8 @@ class Append:
 class Store:
     token: Token
     entries: tuple[Entry, ...]
+    resets: bool = False
+    """The answer to a Want: a checkpoint among them may replace what we lack before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +271,19 @@ class Read:
 
     token: Token
     spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewEpoch:
+    """Open a new log; answered by `Appended` with its opening. `why` is kept on disk until `Recovered`."""
+
+    token: Token
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Forget, durably, that this node forgot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +341,8 @@ class Stopped:
 
 
 Effect = (
-    Send | SaveHardState | Append | Store | Read | Ask | CallOut | OpenHub | CloseHub | Answer | Noted | Stopped
+    Send | SaveHardState | Append | Store | Read | NewEpoch | Recovered | Ask | CallOut | OpenHub | CloseHub | Answer
+    | Noted | Stopped
 )  # fmt: skip
 
 
@@ -419,52 +454,3 @@ class HookTaken:
 
     run: RunId | None
     duplicate: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MemberView:
-    node: NodeId
-    state: str
-    since_s: float
-    """Seconds in this state."""
-    heard_s: float | None
-    """Seconds since it was last heard; None for ourselves."""
-    facts: Facts
-    voter: bool
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunView:
-    run: RunId
-    workflow: str
-    title: str
-    state: str
-    """open, done, failed or ignored."""
-    step: str
-    attempts: int
-    detail: str
-    hlc: int
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Answer to `Snapshot`: one consistent picture for status page, CLI, /health and /metrics."""
-
-    me: NodeId
-    name: str
-    cluster: str
-    role: str
-    """leader, recovering, candidate, follower or learner."""
-    term: Term
-    leader: NodeId | None
-    voters: tuple[NodeId, ...]
-    quorum: int
-    """Voters heard within an election timeout, ourselves included (leader only; elsewhere the alive voters)."""
-    members: tuple[MemberView, ...]
-    heads: tuple[Head, ...]
-    digest: str
-    entries: int
-    runs: tuple[RunView, ...]
-    hooks: int
-    """Webhooks in the ledger."""

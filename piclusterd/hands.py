@@ -25,14 +25,18 @@ from .events import (
     Ask,
     CallOut,
     CloseHub,
+    Damaged,
+    Diverged,
     Effect,
     EntriesRead,
     Event,
     HardStateSaved,
+    NewEpoch,
     Note,
     Noted,
     OpenHub,
     Read,
+    Recovered,
     SaveHardState,
     Send,
     StepFinished,
@@ -54,6 +58,9 @@ MODEL_TIMEOUT_S = 280.0
 
 SAVE_RETRY_S = 1.0
 """A disk that refuses a vote is full or failing: a second is long for it and short for an election."""
+
+
+DiskEffect = SaveHardState | Append | Store | Read | NewEpoch | Recovered
 
 
 class Service(Protocol):
@@ -92,14 +99,8 @@ class Hands:
         match effect:
             case Send(to, message):
                 self._links.send(to, message)
-            case SaveHardState():
-                self._start(self._save(effect))
-            case Append():
-                self._start(self._append(effect))
-            case Store():
-                self._start(self._store(effect))
-            case Read():
-                self._start(self._read(effect))
+            case SaveHardState() | Append() | Store() | Read() | NewEpoch() | Recovered():
+                self._start(self._on_disk(effect))
             case Ask():
                 self._start(self._ask(effect))
             case CallOut():
@@ -130,6 +131,21 @@ class Hands:
         task.add_done_callback(self._tasks.discard)
 
     # disk ----------------------------------------------------------------------------------------------------
+    def _on_disk(self, effect: DiskEffect) -> Coroutine[Any, Any, None]:
+        match effect:
+            case SaveHardState():
+                return self._save(effect)
+            case Append():
+                return self._append(effect)
+            case Store():
+                return self._store(effect)
+            case Read():
+                return self._read(effect)
+            case NewEpoch():
+                return self._open_epoch(effect)
+            case Recovered():
+                return self._recovered()
+
     async def _save(self, effect: SaveHardState) -> None:
         """In order (a lock is first come, first served), and again until it is durable: the node waits for it."""
         async with self._saving:
@@ -153,12 +169,34 @@ class Hands:
         await self._mailbox.post(event)
 
     async def _store(self, effect: Store) -> None:
+        before = self._ledger.damaged
         try:
-            applied = await self._ledger.apply(effect.entries)
-            event = Stored(effect.token, applied.facts, applied.heads, applied.dropped)
+            applied = await self._ledger.apply(effect.entries, effect.resets)
         except PiclusterError as fault:
-            event = Stored(effect.token, (), (), (Dropped(str(fault)),))
-        await self._mailbox.post(event)
+            await self._mailbox.post(Stored(effect.token, (), (), (Dropped(str(fault)),)))
+            return
+        await self._mailbox.post(Stored(effect.token, applied.facts, applied.heads, applied.dropped))
+        if applied.forks or applied.missing:
+            await self._mailbox.post(Diverged(applied.forks, applied.missing))
+        if self._ledger.damaged != before:
+            await self._mailbox.post(Damaged(self._ledger.damaged))
+
+    async def _open_epoch(self, effect: NewEpoch) -> None:
+        """Until it is open: nothing is appended before."""
+        while True:
+            try:
+                entries, facts = await self._ledger.new_epoch(effect.why)
+                break
+            except (OSError, PiclusterError) as fault:
+                log.critical("no new log can be opened; this node takes no part until it can: %s", fault)
+                await asyncio.sleep(SAVE_RETRY_S)
+        await self._mailbox.post(Appended(effect.token, entries, facts))
+
+    async def _recovered(self) -> None:
+        try:
+            await self._ledger.recovered()
+        except OSError as fault:
+            log.error("not noted that this ledger is whole again; the next start looks again: %s", fault)
 
     async def _read(self, effect: Read) -> None:
         try:

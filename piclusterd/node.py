@@ -1,6 +1,6 @@
 """The hall: every event goes to the deciders, every effect goes out, and no policy lives here.
 
-    event ─▶ those of: membership, election, reconcile, replicate, intake, runs ─▶ effects
+    event ─▶ those of: membership, election, reconcile, care, replicate, intake, runs ─▶ effects
                             ▲      notes (Elected, LedgerGrew, Durable …) go round until none is left
 
 The order matters once: election sees a message first, so that the ledger's deciders answer in the newest term. And the
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from .cluster.election import Election
+from .cluster.election import UNFIT, Election
 from .cluster.membership import Membership
-from .cluster.reconfigure import Change, Decision, Looks, NewVoters, Reconfigure, Retire
+from .cluster.reconfigure import Change, Decision, Looks, NewVoters, Reconfigure, Retire, Standing
 from .cluster.suspicion import Guards
 from .cluster.timings import Timings
 from .cluster.voter_config import config_id
@@ -29,8 +29,10 @@ from .events import (
     Appended,
     AppendFailed,
     ChangeVoters,
+    Damaged,
     DeadlineReached,
     Deposed,
+    Diverged,
     Effect,
     Elected,
     EntriesRead,
@@ -59,10 +61,11 @@ from .events import (
     View,
     WhoServes,
 )
-from .ids import NodeId, Term
+from .ids import LogId, NodeId, Term
 from .inference.placement import Placement
+from .ledger.care import Care
 from .ledger.reconcile import Reconcile
-from .ledger.replicate import Replicate
+from .ledger.replicate import Replicate, copies_needed
 from .wire import (
     Ack,
     Batch,
@@ -79,6 +82,7 @@ from .wire import (
     Push,
     PushPull,
     RequestVote,
+    Span,
     TimeoutNow,
     Vote,
     Want,
@@ -127,6 +131,13 @@ class Setup:
     workflows: Mapping[str, Workflow] = field(default_factory=dict)
     attempts_max: int = 8
     rules: Rules = field(default_factory=Rules)
+    log: LogId | None = None
+    """The log this node appends to."""
+    lost: str = ""
+    """Why the ledger may lack what this node acknowledged; "" where it does not."""
+    votes_lost: str = ""
+    """Why this node may have voted and does not know for whom: as long as it runs it does not vote."""
+    damaged: tuple[Span, ...] = ()
 
 
 class Node:
@@ -135,20 +146,21 @@ class Node:
         self.me = setup.me
         self._cluster = setup.cluster
         self._rules = setup.rules
+        self._votes_lost = setup.votes_lost
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
         self.reconcile = Reconcile(setup.heads, setup.timings.sync_s, tokens, lambda: config_id(self.election.voters))
+        held = self.reconcile.held
+        self.care = Care(setup.me, setup.log, held, self._digest, tokens, setup.lost, setup.damaged)
         incarnation = setup.hard.incarnation << INCARNATION_SHIFT
         guards = Guards(loop_lag=setup.rules.lag_discard)
         self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now, guards)
-        self.election = Election(setup.me, setup.hard, setup.timings, rng, self._digest, now, setup.rules)
-        self.replicate = Replicate(
-            setup.me,
-            self.reconcile,
-            setup.rules,
-            lambda: self.election.leader,
-            tokens,
-            lambda: self.reconfigure.stored,
+        self.election = Election(
+            setup.me, setup.hard, setup.timings, rng, self._digest, now, setup.rules, self._may_stand, self._may_vote
         )
+        self.replicate = Replicate(
+            setup.me, self.reconcile, setup.rules, lambda: self.election.leader, tokens,
+            lambda: self.reconfigure.stored, self._may_vote,
+        )  # fmt: skip
         looks = Looks(
             self.replicate.carries, self.replicate.carried, self.election.hears, lambda: not self.election.unsaved
         )
@@ -159,13 +171,13 @@ class Node:
         self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)
-        timed = (self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure)
+        timed = (self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure, self.care)
         self._deadlines = [decider.deadline for decider in timed]
         self._due = [deadline() for deadline in self._deadlines]
         """Each decider's deadline; it moves only when the decider is handed an event or a note."""
         handlers: tuple[Handler, ...] = (
             self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle,
-            self._reconfigure,
+            self._reconfigure, self._care,
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
@@ -204,15 +216,15 @@ class Node:
     # routing -------------------------------------------------------------------------------------------------
     def _table(self) -> dict[type, tuple[Turn, ...]]:
         """Who hears of what, in order. What is not listed concerns nobody."""
-        members, election, reconcile, intake, runs, voters = self._timed
+        members, election, reconcile, intake, runs, voters, care = self._timed
         replicate: Turn = (None, self._replicate)
-        linked = (members, election, reconcile, replicate)
+        linked = (members, election, reconcile, care, replicate)
         return {
             **dict.fromkeys((Ping, Ack), (members, reconcile)),
             **dict.fromkeys((PingReq, Nack, Gossip, PushPull), (members,)),
             **dict.fromkeys((RequestVote, Vote, TimeoutNow), (election,)),
             **dict.fromkeys((Heartbeat, Push), (election, replicate)),
-            Held: (election, (None, self._config_held), reconcile, replicate, intake, voters),
+            Held: (election, (None, self._config_held), reconcile, care, replicate, intake, voters),
             **dict.fromkeys((Want, Batch), (reconcile,)),
             **dict.fromkeys((ForwardHook, HookStored, HookArrived), (intake,)),
             LinkUp: linked,
@@ -220,11 +232,13 @@ class Node:
             HardStateSaved: (election, replicate, voters),
             Sealed: (election,),
             ChangeVoters: (voters,),
-            **dict.fromkeys((Appended, Stored), (reconcile, replicate, intake, voters)),
+            **dict.fromkeys((Appended, Stored), (reconcile, care, replicate, intake, voters)),
             AppendFailed: (replicate, intake, runs),
-            EntriesRead: (reconcile,),
+            EntriesRead: (reconcile, care),
+            **dict.fromkeys((Damaged, Diverged), (care,)),
             StepFinished: (runs,),
-            **dict.fromkeys((FactsChanged, LoopLagged), (members,)),
+            FactsChanged: (members, (None, self._advise)),
+            LoopLagged: (members,),
             Shutdown: (members, election),
         }
 
@@ -241,7 +255,17 @@ class Node:
         return outputs
 
     def _reconcile(self, event: Event, now: float) -> list[Output]:
-        return self.reconcile.handle(event, now, self.election.term if self._rules.term_fencing else 0)
+        fenced = self._rules.term_fencing and self._may_vote()
+        return self.reconcile.handle(event, now, self.election.term if fenced else 0)
+
+    def _care(self, event: Event, now: float) -> list[Output]:
+        """Before the ledger counts copies: who finds out that it forgot counts and promises nothing more."""
+        voters = self.election.voters.voters
+        out = self.care.handle(event, now, voters, copies_needed(len(voters)))
+        if self.election.role == "leader" and not self._may_stand(now):
+            out += self.election.retire(UNFIT, now)
+            self._due[ELECTION] = self._deadlines[ELECTION]()
+        return out
 
     def _replicate(self, event: Event, now: float) -> list[Output]:
         return self.replicate.handle(event, now, self.election.term)
@@ -257,6 +281,15 @@ class Node:
             change = Change(event.what, event.node)
             return self._decided(self.reconfigure.propose(event.ticket, change, now), now)
         return self._decided(self.reconfigure.progress(now), now)
+
+    def _advise(self, event: Event, now: float) -> list[Output]:
+        """What the cluster changes by itself, looked at as often as this node looks at its board."""
+        if not self.replicate.active:
+            return []
+        views = self.membership.views(self.election.voters.voters, now)
+        standings = [Standing(v.node, v.state, v.since_s, v.facts.role == "worker") for v in views]
+        change = self.reconfigure.advise(standings, now)
+        return [] if change is None else self._decided(self.reconfigure.propose(None, change, now), now)
 
     def _decided(self, decisions: list[Decision], now: float) -> list[Output]:
         out: list[Output] = []
@@ -325,6 +358,13 @@ class Node:
     # looks ---------------------------------------------------------------------------------------------------
     def _digest(self) -> bytes:
         return self.reconcile.digest
+
+    def _may_vote(self) -> bool:
+        return self.care.may_vote and not self._votes_lost
+
+    def _may_stand(self, now: float) -> bool:
+        voters = self.election.voters.voters
+        return not self._votes_lost and self.care.may_stand(voters, copies_needed(len(voters)), now)
 
     def _coordinator(self) -> tuple[NodeId | None, Term, bool]:
         return self.election.leader, self.election.term, self.replicate.active

@@ -224,6 +224,7 @@ class Held(Message, frozen=True, tag="held"):
     """In `term`, my durable heads digest to `digest`. `heads` is left out where the asker's digest was the same.
 
     It is a promise: whoever sends it has made `term` durable and takes nothing from an older term as acknowledged.
+    In term 0 it promises nothing (a node that may have forgotten); without heads it then asks for the other's.
     """
 
     term: Term

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -18,8 +19,10 @@ from piclusterd.events import (
     Append,
     Appended,
     CloseHub,
+    Damaged,
     DeadlineReached,
     Deposed,
+    Diverged,
     Durable,
     Effect,
     Elected,
@@ -29,14 +32,17 @@ from piclusterd.events import (
     HardStateSaved,
     HookArrived,
     HookTaken,
+    LedgerAlarm,
     LedgerGrew,
     LinkDown,
     LinkUp,
     LoopLagged,
+    NewEpoch,
     Noted,
     OpenHub,
     Read,
     Received,
+    Recovered,
     SaveHardState,
     Send,
     Shutdown,
@@ -58,6 +64,7 @@ from piclusterd.wire import (
     Facts,
     ForwardHook,
     Gossip,
+    Head,
     Heartbeat,
     Held,
     Hook,
@@ -65,8 +72,10 @@ from piclusterd.wire import (
     Ping,
     Push,
     RequestVote,
+    Span,
     Vote,
     Voters,
+    Want,
 )
 
 A, B, C = (NodeId(letter * 16) for letter in "abc")
@@ -260,6 +269,8 @@ class Actor:
 
     def __init__(self, number: int, stack: ExitStack) -> None:
         self.conn = stack.enter_context(closing(store.open_database(":memory:")))
+        self.number = number
+        self.lost = ""
         self.key = SimKey(number)
         self.log = store.open_log(self.conn, self.key, f"pi-{number}", 1, 0)
         self.node: Node
@@ -278,21 +289,26 @@ class House:
         self.queue: deque[tuple[Actor, Event]] = deque()
         self.cut: set[NodeId] = set()
         record = Voters(1, 0, tuple(sorted(self.by_id)))
-        for number, actor in enumerate(self.actors):
-            setup = Setup(
-                me=actor.log.origin,
-                cluster="home",
-                facts=Facts(name=f"pi-{number}"),
-                timings=PI,
-                hard=HardState(voters=record),
-                heads=store.heads(actor.conn),
-                ledger=store.facts(actor.conn),
-            )
-            actor.node = Node(setup, Random(number), self.now)
+        for actor in self.actors:
+            self.boot(actor, HardState(voters=record))
         for one in self.actors:
             for other in self.actors:
                 if one is not other:
                     self.tell(one, LinkUp(other.log.origin))
+
+    def boot(self, actor: Actor, hard: HardState) -> None:
+        setup = Setup(
+            me=actor.log.origin,
+            cluster="home",
+            facts=Facts(name=f"pi-{actor.number}"),
+            timings=PI,
+            hard=hard,
+            heads=store.heads(actor.conn),
+            ledger=store.facts(actor.conn),
+            log=actor.log,
+            lost=actor.lost,
+        )
+        actor.node = Node(setup, Random(actor.number), self.now)
 
     def tell(self, actor: Actor, event: Event) -> None:
         self.queue.append((actor, event))
@@ -321,9 +337,17 @@ class House:
                 self.queue.append((actor, HardStateSaved(token)))
             case Append(token, records):
                 self.queue.append((actor, Appended(token, *store.append(actor.conn, actor.log, records, actor.key, 0))))
-            case Store(token, entries):
-                applied = store.apply(actor.conn, entries, verify)
+            case Store(token, entries, resets):
+                applied = store.apply(actor.conn, entries, verify, resets)
                 self.queue.append((actor, Stored(token, applied.facts, applied.heads, applied.dropped)))
+                if applied.forks or applied.missing:
+                    self.queue.append((actor, Diverged(applied.forks, applied.missing)))
+            case NewEpoch(token, why):
+                actor.lost = why
+                actor.log = store.open_log(actor.conn, actor.key, f"pi-{actor.number}", actor.log.epoch + 1, 0)
+                self.queue.append((actor, Appended(token, *store.opening(actor.conn, actor.log))))
+            case Recovered():
+                actor.lost = ""
             case Read(token, spans):
                 entries = store.read(actor.conn, spans, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX)
                 self.queue.append((actor, EntriesRead(token, entries)))
@@ -395,3 +419,67 @@ def test_the_next_coordinator_holds_every_webhook_that_was_called_taken() -> Non
         assert new.node.election.term > 1
         house.tell(new, HookArrived(9, Hook("linear", "k0", "create", b"{}")))
         assert new.answers == {9: HookTaken(None, duplicate=True)}
+
+
+# ledgers that are not whole --------------------------------------------------------------------------------------
+def test_a_node_whose_disk_was_put_back_opens_a_new_log_and_votes_again_once_it_holds_what_the_others_hold() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        old = house.coordinator()
+        image = stack.enter_context(closing(store.open_database(":memory:")))
+        old.conn.backup(image)
+        first, hard = old.log, HardState(old.node.election.term, old.log.origin, old.node.election.voters, 1)
+        for ticket in range(3):
+            house.tell(old, HookArrived(ticket, Hook("linear", f"k{ticket}", "create", b"{}")))
+        house.isolate(old)
+        old.conn, old.noted = image, []
+        house.boot(old, hard)
+        house.cut.clear()
+        others = [actor for actor in house.actors if actor is not old]
+        house.tell(old, LinkUp(others[0].log.origin))
+        house.tell(others[0], LinkUp(old.log.origin))
+        assert (old.log.epoch, old.log.origin) == (first.epoch + 1, first.origin)
+        assert "older state" in old.lost
+        assert not old.node.care.may_vote
+        assert old.node.view(house.now).hooks == 3, "its own tail came back"
+        house.tell(old, LinkUp(others[1].log.origin))
+        house.tell(others[1], LinkUp(old.log.origin))
+        house.run_until(lambda: old.node.care.may_vote and bool(house.coordinators), within=60)
+        assert old.lost == ""
+        house.run_until(lambda: len({a.node.reconcile.digest for a in house.actors}) == 1, within=30)
+        assert not any(actor.node.journal.hooks.keys() != old.node.journal.hooks.keys() for actor in others)
+
+
+def test_a_coordinator_that_finds_out_that_it_forgot_gives_up_at_once() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        head = Head(*leader.log, 99)
+        effects = leader.node.handle(Received(next(n for n in house.by_id if n != leader.log.origin), Held(
+            leader.node.election.term, b"", (head,))), house.now)  # fmt: skip
+        assert any(isinstance(effect, NewEpoch) for effect in effects)
+        assert [type(note) for note in notes(effects)][:2] == [LedgerAlarm, Deposed]
+        assert not leader.node.replicate.active
+
+
+@pytest.mark.parametrize("lost", ["ledger", "votes"])
+def test_who_forgot_offers_its_heads_in_no_term_and_grants_no_vote(lost: str) -> None:
+    setup = Setup(A, "home", Facts(name="pi-a"), PI, HardState(5, voters=ABC))
+    setup = replace(setup, lost="the file is gone") if lost == "ledger" else replace(setup, votes_lost="restored")
+    node = Node(setup, Random(1), 0.0)
+    (held,) = [message for message in messages(node.handle(LinkUp(B), 0.0)) if isinstance(message, Held)]
+    assert held.term == 0
+    assert messages(node.handle(Received(B, RequestVote(6, True, ABC)), 0.0)) == [Vote(5, True, False)]
+    assert not any(isinstance(m, Held) for m in messages(node.handle(Received(B, Heartbeat(5, b"", ABC)), 0.0)))
+    for _ in range(50):
+        node.handle(DeadlineReached(), node.deadline())
+    assert node.election.role == "follower"
+
+
+def test_rot_is_asked_for_and_keeps_a_node_from_standing() -> None:
+    node, rot = alone(), (Span(B, 1, 2, 3),)
+    effects = node.handle(Damaged(rot), 1.0)
+    assert [m.spans for m in messages(effects) if isinstance(m, Want)] == [rot]
+    for due in (5.0, 8.0):
+        node.handle(DeadlineReached(), due)
+    assert node.election.role == "follower"

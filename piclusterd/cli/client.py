@@ -80,6 +80,11 @@ class Client:
         async with self._ask("GET", path, None, ANSWER_S) as response:
             return await _read(response, ANSWER_BYTES_MAX)
 
+    async def post(self, path: str, body: Mapping[str, Any], total_s: float) -> bytes:
+        """The body of a JSON answer to `body`; waits up to `total_s`."""
+        async with self._ask("POST", path, body, total_s) as response:
+            return await _read(response, ANSWER_BYTES_MAX)
+
     async def lines(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> AsyncGenerator[bytes, None]:
         """The lines of a stream as they come, without the empty ones."""
         async with self._ask(method, path, body, None) as response:

@@ -52,6 +52,9 @@ Role = Literal["follower", "pre", "candidate", "leader"]
 
 ALL_RULES = Rules()
 
+UNFIT = "this node's ledger is not whole"
+"""Why a leader gives up that may not stand any more."""
+
 LINK_LOST_FRACTION = 0.5
 """After the leader's link closed, campaign within this part of `election_min_s` (random, to avoid split votes)."""
 
@@ -71,7 +74,10 @@ class Election:
         digest: Callable[[], bytes],
         now: float,
         rules: Rules = ALL_RULES,
+        may_stand: Callable[[float], bool] = lambda now: True,
+        may_vote: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`may_stand`, `may_vote`: the ledger's word (`ledger.care`): who forgot must neither lead nor elect."""
         self.me = me
         self.term: Term = hard.term
         self.voted_for = hard.voted_for
@@ -83,6 +89,8 @@ class Election:
         self._rng = rng
         self._digest = digest
         self._rules = rules
+        self._may_stand = may_stand
+        self._may_vote = may_vote
         self._links: dict[NodeId, None] = {}
         self._votes: dict[NodeId, None] = {}
         self._contact: dict[NodeId, float] = {}
@@ -152,7 +160,7 @@ class Election:
                 return self._on_held(sender, term, now)
             case Push(term) if term > self.term:
                 return self._follow(term, sender, now)
-            case TimeoutNow(term) if term == self.term and sender == self.leader and self.votes_here:
+            case TimeoutNow(term) if term == self.term and sender == self.leader and self._may_campaign(now):
                 return self._campaign(now, transfer=True)
             case _:
                 return []
@@ -161,14 +169,19 @@ class Election:
         if self.role == "leader":
             if self._rules.check_quorum and self.heard_voters(now) < self.majority:
                 return self._step_down("no majority of the voters was heard", now)
+            if not self._may_stand(now):
+                return self._hand_over(UNFIT, now)
             self._due = now + self._timings.heartbeat_s
             return [out for peer in self._links for out in self._heartbeat_to(peer)]
         self._due = now + self._silence()
-        if not self.votes_here:
+        if not self._may_campaign(now):
             return []
         return self._canvass(now) if self._rules.pre_vote else self._campaign(now)
 
     # campaigning ---------------------------------------------------------------------------------------------
+    def _may_campaign(self, now: float) -> bool:
+        return self.votes_here and self._may_stand(now)
+
     def _canvass(self, now: float) -> list[Output]:
         """PreVote: would a majority elect me? Changes nothing durable."""
         self.role = "pre"
@@ -199,7 +212,7 @@ class Election:
         if self.role == "pre" and len(self._votes) >= self.majority:
             return self._campaign(now)
         if self.role == "candidate" and not self.unsaved and len(self._votes) >= self.majority:
-            return self._lead(now)
+            return self._lead(now) if self._may_stand(now) else []
         return []
 
     def _lead(self, now: float) -> list[Output]:
@@ -225,8 +238,8 @@ class Election:
         outdated = is_newer(self.voters, request.voters) or sender not in self.voters.voters
         taken = request.pre or self.voted_for is not None or self.leader is not None
         spent = request.term < self.term or (request.term == self.term and taken)
-        if spent or outdated or (sticky and not request.transfer):
-            same_vote = not request.pre and request.term == self.term and self.voted_for == sender
+        if spent or outdated or (sticky and not request.transfer) or not self._may_vote():
+            same_vote = self._may_vote() and not request.pre and request.term == self.term and self.voted_for == sender
             return [Send(sender, Vote(self.term, request.pre, same_vote))]
         if request.pre:
             return [Send(sender, Vote(request.term, pre=True, granted=True))]

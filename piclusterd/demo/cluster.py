@@ -79,6 +79,8 @@ class Cluster:
     root: Path
     outside: Outside = field(default_factory=Outside)
     size: int = 3
+    voters: int | None = None
+    """Founding voters; None: all. The rest join as learners."""
     with_model: Sequence[int] = (0, 1)
     """Which nodes hold the demo model; the others relay to them."""
     preset: str = "lan"
@@ -102,7 +104,9 @@ class Cluster:
     ) -> None:
         """All nodes made, joined and running. `told(who, text)` hears of each step, `started` of each node up."""
         first, *others = self.prepare()
-        await self.picluster(first, "init", "--cluster", "demo", "--name", first.name, "--expect", str(self.size))
+        await self.picluster(
+            first, "init", "--cluster", "demo", "--name", first.name, "--expect", str(self.voters or self.size)
+        )
         told(first.name, "picluster init: made the cluster's CA and its own key")
         await self.start(first)
         started(first)

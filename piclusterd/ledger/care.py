@@ -13,58 +13,30 @@ neither votes, nor stands, nor reports heads in a term (`may_vote`); while anyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from ..events import (
     Appended,
+    Damaged,
     DeadlineReached,
+    Diverged,
     EntriesRead,
     Event,
     LedgerAlarm,
     LinkDown,
     LinkUp,
+    NewEpoch,
     Output,
     Read,
     Received,
+    Recovered,
     Send,
     Stored,
     Token,
 )
 from ..ids import LogId, NodeId
 from ..wire import Batch, Held, Span, Want
-from .mending import Mending
+from .mending import ASK_AGAIN_S, Mending
 from .rewind import Rewind, recovered
-
-
-@dataclass(frozen=True, slots=True)
-class NewEpoch:
-    """Effect: open a new log; answered by `Appended` with its opening. `why` is kept on disk until `Recovered`."""
-
-    token: Token
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """Effect: forget, durably, that this node forgot."""
-
-
-@dataclass(frozen=True, slots=True)
-class Damaged:
-    """Event: all that is in quarantine now, after a slice of the scrub or a repair."""
-
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Diverged:
-    """Event: `store.Applied` had forks or missing spans."""
-
-    forks: tuple[Span, ...]
-    missing: tuple[Span, ...]
-
-
-CareOutput = Output | NewEpoch | Recovered
 
 
 class Care:
@@ -87,6 +59,10 @@ class Care:
         self._told: dict[NodeId, Mapping[LogId, int]] = {}
         self._links: dict[NodeId, None] = {}
         self._reads: dict[Token, None] = {}
+        self._look_again = 0.0
+        """While `lost`: when to ask the others again what they hold."""
+        self._missing: tuple[Span, ...] = ()
+        self._missing_due = 0.0
 
     # looks ---------------------------------------------------------------------------------------------------
     @property
@@ -98,12 +74,10 @@ class Care:
         return self.may_vote and not self.rewind.suspended and self.mending.may_stand(self.me, voters, copies, now)
 
     def deadline(self) -> float:
-        return self.mending.deadline()
+        return min(self.mending.deadline(), self._look_again if self.lost else float("inf"))
 
     # events --------------------------------------------------------------------------------------------------
-    def handle(
-        self, event: Event | Damaged | Diverged, now: float, voters: Sequence[NodeId], copies: int
-    ) -> list[CareOutput]:
+    def handle(self, event: Event, now: float, voters: Sequence[NodeId], copies: int) -> list[Output]:
         """After reconcile has seen the same event."""
         match event:
             case Received(sender, Held() as held):
@@ -116,7 +90,7 @@ class Care:
             case Damaged(spans):
                 return self._on_damaged(spans, now)
             case Diverged(forks, missing):
-                return self._on_diverged(forks, missing)
+                return self._on_diverged(forks, missing, now)
             case EntriesRead(token, entries) if token in self._reads:
                 del self._reads[token]
                 return [Send(peer, Batch(entries)) for peer in self._links]
@@ -129,11 +103,11 @@ class Care:
                 self.mending.link_down(peer)
                 return []
             case DeadlineReached():
-                return self._ask(now)
+                return self._ask(now) + self._look(now, voters, copies)
             case _:
                 return []
 
-    def _on_held(self, sender: NodeId, held: Held, voters: Sequence[NodeId], copies: int) -> list[CareOutput]:
+    def _on_held(self, sender: NodeId, held: Held, voters: Sequence[NodeId], copies: int) -> list[Output]:
         if held.heads is None:
             theirs = dict(self._held) if held.digest == self._digest() else None
         else:
@@ -145,24 +119,32 @@ class Care:
             self._told[sender] = theirs
         return out + self._convalesce(voters, copies)
 
-    def _convalesce(self, voters: Sequence[NodeId], copies: int) -> list[CareOutput]:
+    def _convalesce(self, voters: Sequence[NodeId], copies: int) -> list[Output]:
         if not self.lost or not voters or not recovered(self.me, voters, copies, self._told, self._held):
             return []
         self.lost = ""
         self._told.clear()
         return [Recovered(), LedgerAlarm("this node's ledger is whole again: it holds all that may be acknowledged")]
 
-    def _open_epoch(self, why: str) -> list[CareOutput]:
+    def _look(self, now: float, voters: Sequence[NodeId], copies: int) -> list[Output]:
+        """Who holds the same as we do tells us nothing by itself: ask. A lone voter has nobody to wait for."""
+        if not self.lost or now < self._look_again:
+            return []
+        self._look_again = now + ASK_AGAIN_S
+        asked: list[Output] = [Send(peer, Held(0, self._digest())) for peer in self._links if peer not in self._told]
+        return asked + self._convalesce(voters, copies)
+
+    def _open_epoch(self, why: str) -> list[Output]:
         if not why:
             return []
         self.lost = why
         self._told.clear()
         return [NewEpoch(next(self._tokens), why), LedgerAlarm(why)]
 
-    def _on_damaged(self, spans: tuple[Span, ...], now: float) -> list[CareOutput]:
+    def _on_damaged(self, spans: tuple[Span, ...], now: float) -> list[Output]:
         before, after = len(self.mending.damaged), len(spans)
         self.mending.found(spans, now)
-        told: list[CareOutput] = []
+        told: list[Output] = []
         if after > before:
             told = [
                 LedgerAlarm(f"rot on this node's disk: {_entries(spans)} entries are fetched from the others again")
@@ -171,17 +153,18 @@ class Care:
             told = [LedgerAlarm("what had rotted on this node's disk is mended")]
         return told + self._ask(now)
 
-    def _ask(self, now: float) -> list[CareOutput]:
+    def _ask(self, now: float) -> list[Output]:
         asked = self.mending.ask(now)
         return [] if asked is None else [Send(asked[0], Want(asked[1]))]
 
-    def _on_diverged(self, forks: tuple[Span, ...], missing: tuple[Span, ...]) -> list[CareOutput]:
-        out: list[CareOutput] = []
+    def _on_diverged(self, forks: tuple[Span, ...], missing: tuple[Span, ...], now: float) -> list[Output]:
+        out: list[Output] = []
         for span in forks:
             token = next(self._tokens)
             self._reads[token] = None
             out.append(Read(token, (span,)))
-        if missing:
+        if missing and (missing != self._missing or now >= self._missing_due):  # each answer tells of it anew
+            self._missing, self._missing_due = missing, now + ASK_AGAIN_S
             out += [Send(peer, Want(missing)) for peer in self._links]
         return out + self._open_epoch(self.rewind.on_fork({span.log: None for span in forks}))
 

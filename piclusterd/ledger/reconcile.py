@@ -97,12 +97,14 @@ class Reconcile:
                 return self._compare(sender, message.digest, now)
             case Received(sender, Held(_, _, heads)) if heads is not None:
                 return self._on_held(sender, heads, now)
+            case Received(sender, Held(0, _, None)):
+                return self._compare(sender, b"", now)  # it may not vote (`care`) and asks what we hold
             case Received(sender, Want(spans)):
                 return self._on_want(sender, spans)
             case Received(sender, Batch(entries)):
                 token = next(self._tokens)
                 self._stores[token] = sender
-                return [Store(token, entries)]
+                return [Store(token, entries, resets=True)]
             case EntriesRead(token, entries) if token in self._reads:
                 return [Send(self._reads.pop(token), Batch(entries))]
             case Appended(_, _, facts):

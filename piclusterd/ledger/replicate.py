@@ -55,6 +55,8 @@ from .reconcile import Reconcile, lacking
 
 Phase = Literal["idle", "recovering", "opening", "active"]
 
+OPENING = "log.open"
+"""The kind of a new log's first entry: `care` asked for it, nobody waits for its copies."""
 UNACKED_MAX = 4096
 """Appends waiting for copies; beyond it, callers are refused upstream (the mailbox's tickets are fewer)."""
 
@@ -81,7 +83,9 @@ class Replicate:
         leader: Callable[[], NodeId | None],
         tokens: Iterator[Token],
         config_stored: Callable[[], bool] = lambda: True,
+        may_vote: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`may_vote`: `care`'s word; who may not promises no copies either, and counts none."""
         self.me = me
         self.phase: Phase = "idle"
         self._ledger = ledger
@@ -89,6 +93,7 @@ class Replicate:
         self._leader = leader
         self._tokens = tokens
         self._config_stored = config_stored
+        self._may_vote = may_vote
         self._base: dict[LogId, int] = {}
         """What may have been acknowledged: our heads when we became active, and what we called durable since."""
         self._term: Term = 0
@@ -151,7 +156,7 @@ class Replicate:
                 return self._on_push(sender, push_term, entries)
             case Received(sender, Held() as held):
                 return self._on_held(sender, held)
-            case Appended() if self.phase != "idle":
+            case Appended(_, _, facts) if self.phase != "idle" and facts[-1].kind != OPENING:
                 return self._on_appended(event)
             case AppendFailed(token) if token == self._opening:
                 self.phase = "recovering"  # tried again when a voter answers the next heartbeat
@@ -182,19 +187,23 @@ class Replicate:
 
     # voter ---------------------------------------------------------------------------------------------------
     def _on_heartbeat(self, sender: NodeId, beat_term: Term, theirs: bytes) -> list[Output]:
+        if not self._may_vote():
+            return []
         same = theirs == self._ledger.digest and beat_term == self._term
         heads = None if same else self._ledger.heads()
         return [Send(sender, Held(self._answer_in(beat_term), self._ledger.digest, heads, self._ledger.config()))]
 
     def _on_push(self, sender: NodeId, push_term: Term, entries: tuple[Entry, ...]) -> list[Output]:
         if push_term < self._term and self._rules.term_fencing:
-            return [self._say_held(sender, self._term)]
+            return [self._say_held(sender, self._term)] if self._may_vote() else []
         token = next(self._tokens)
         self._pushed[token] = (sender, push_term)
         return [Store(token, entries)]
 
     def _on_stored(self, token: Token, grew: bool) -> list[Output]:
         pushed = self._pushed.pop(token, None)
+        if not self._may_vote():
+            return []
         if pushed is not None:
             sender, push_term = pushed
             return [self._say_held(sender, self._answer_in(push_term))]
@@ -241,7 +250,7 @@ class Replicate:
 
     def _progress(self) -> list[Output]:
         """Whatever the newest knowledge allows: open the term, become active, call appends durable."""
-        if self.phase == "idle":
+        if self.phase == "idle" or not self._may_vote():
             return []
         if self.phase == "recovering":
             return self._open() if self._recovered() or not self._rules.recovery_barrier else []

@@ -27,6 +27,7 @@ from ..ids import LogId, NodeId, RunId, Term
 from ..ledger import store
 from ..ledger.replicate import UNACKED_MAX, copies_needed
 from ..node import HELD_BACK_MAX, Node
+from ..wire import Head
 from ..workflows.intake import WAITING_MAX
 from .keys import verify
 from .network import CLOG_MAX_S
@@ -99,12 +100,20 @@ class Checks:
         known = self._entries.setdefault((fact.log, fact.seq), fact)
         if known is not fact and known != fact:
             hold(False, f"I4 {fact.log} seq {fact.seq} says two things")
-        last = self._ends.get((node, fact.log), 1 if fact.log.origin == node else 0)
+        opened = (
+            fact.log.origin == node and fact.kind != "log.open"
+        )  # its own comes from a peer after a `put_back` only
+        last = self._ends.get((node, fact.log), int(opened))
         if fact.seq != last + 1:
             hold(False, f"I4 {node} stored seq {fact.seq} of {fact.log} after {last}")
         self._ends[node, fact.log] = fact.seq
         if fact.kind == "hook":
             self._on_disk.setdefault(str(fact.body["key"]), {})[node] = None
+
+    def put_back(self, node: NodeId, heads: tuple[Head, ...]) -> None:
+        """The node's ledger ends at `heads` again: what it had beyond may land a second time."""
+        self._ends = {place: end for place, end in self._ends.items() if place[0] != node}
+        self._ends.update({(node, head.log): head.seq for head in heads})
 
     # I3, I5, I7 ----------------------------------------------------------------------------------------------
     def called_taken(self, hook_key: str) -> None:

@@ -15,16 +15,32 @@ import itertools
 from random import Random
 from typing import NamedTuple
 
-from ..events import Append, Appended, AppendFailed, Fact, HardState, HardStateSaved, SaveHardState, Store, Stored
+from ..events import (
+    Append,
+    Appended,
+    AppendFailed,
+    Damaged,
+    Diverged,
+    Fact,
+    HardState,
+    HardStateSaved,
+    NewEpoch,
+    Recovered,
+    SaveHardState,
+    Store,
+    Stored,
+)
 from ..ids import LogId, NodeId
-from ..ledger import store
+from ..ledger import rows, scrub, store
 from ..ledger.entry import decode_header
-from ..wire import Dropped, Head, Span
+from ..wire import Dropped, Entry, Head, Span
 from .keys import SimKey, verify
 
-Write = Append | Store | SaveHardState
-Outcome = Appended | AppendFailed | Stored | HardStateSaved
+Write = Append | Store | SaveHardState | NewEpoch | Recovered
+Outcome = Appended | AppendFailed | Stored | HardStateSaved | Damaged | Diverged
 
+REFUSED = (Append, Store)
+"""What a failing disk is told of; the rest is tried again until it is written."""
 ALL = 1_000_000_000
 """More bytes and entries than a rehearsed ledger has."""
 FASTEST_S = 0.0005
@@ -57,7 +73,11 @@ class Disk:
         self.name = name
         self.hard = hard or HardState()
         self.conn = store.open_database(":memory:")
-        self.log: LogId = store.open_log(self.conn, key, name, epoch=1, wall_ms=YEAR_2026_MS)
+        self._epochs = itertools.count(1)
+        """The daemon draws them at random: an image that was put back does not know which were used."""
+        self.log: LogId = store.open_log(self.conn, key, name, next(self._epochs), YEAR_2026_MS)
+        self.lost = ""
+        """The note beside the ledger: why it may lack what it acknowledged."""
         self.queue: list[Write] = []
         self.group: list[Write] = []
         """What the sync under way will make durable."""
@@ -90,8 +110,8 @@ class Disk:
         """The group is on disk now, or refused; the answers in order. A vote that is refused is tried again."""
         group, self.group = self.group, []
         if now < self.failing_until:
-            self.queue = [write for write in group if isinstance(write, SaveHardState)] + self.queue
-            return [_refusal(write) for write in group if not isinstance(write, SaveHardState)]
+            self.queue = [write for write in group if not isinstance(write, REFUSED)] + self.queue
+            return [_refusal(write) for write in group if isinstance(write, REFUSED)]
         return self._perform(group, now)
 
     def _perform(self, group: list[Write], now: float) -> list[Outcome]:
@@ -100,7 +120,7 @@ class Disk:
             if kind is Append:
                 outcomes += self._append([w for w in writes if isinstance(w, Append)], now)
             else:
-                outcomes += [self._one(w) for w in writes if not isinstance(w, Append)]
+                outcomes += [outcome for w in writes if not isinstance(w, Append) for outcome in self._one(w)]
         return outcomes
 
     def _append(self, writes: list[Append], now: float) -> list[Outcome]:
@@ -117,14 +137,37 @@ class Disk:
             at = share.stop
         return outcomes
 
-    def _one(self, write: Store | SaveHardState) -> Outcome:
-        if isinstance(write, SaveHardState):
-            self.hard = write.state
-            return HardStateSaved(write.token)
-        applied = store.apply(self.conn, write.entries, verify)
-        self.landed += applied.facts
+    def _one(self, write: Store | SaveHardState | NewEpoch | Recovered) -> list[Outcome]:
+        match write:
+            case SaveHardState(token, state):
+                self.hard = state
+                return [HardStateSaved(token)]
+            case NewEpoch(token, why):
+                self.lost = why
+                return [Appended(token, *self.open_epoch())]
+            case Recovered():
+                self.lost = ""
+                return []
+            case Store():
+                return self._store(write)
+
+    def _store(self, write: Store) -> list[Outcome]:
+        before = self.damaged()
+        applied = store.apply(self.conn, write.entries, verify, write.resets)
+        self.landed += [fact for fact in applied.facts if not _mends(fact, before)]
         heads = _highest(write, applied.heads) if "contiguity" in self._lies else applied.heads
-        return Stored(write.token, applied.facts, heads, applied.dropped)
+        outcomes: list[Outcome] = [Stored(write.token, applied.facts, heads, applied.dropped)]
+        if applied.forks or applied.missing:
+            outcomes.append(Diverged(applied.forks, applied.missing))
+        now = self.damaged() if before else ()
+        return outcomes if now == before else [*outcomes, Damaged(now)]
+
+    def open_epoch(self) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
+        self.log = store.open_log(self.conn, self.key, self.name, next(self._epochs), YEAR_2026_MS)
+        return store.opening(self.conn, self.log)
+
+    def damaged(self) -> tuple[Span, ...]:
+        return scrub.damaged(self.conn)
 
     # lying ---------------------------------------------------------------------------------------------------
     def lies_about(self, write: Write) -> bool:
@@ -165,8 +208,31 @@ class Disk:
         store.open_log(self.conn, self.key, self.name, self.log.epoch, YEAR_2026_MS)
         self._synced = store.heads(self.conn)
 
+    def put_back(self, heads: tuple[Head, ...]) -> None:
+        """`picluster restore` of an image that ended at `heads`: noted as such, and a new log is opened."""
+        held = {head.log for head in store.heads(self.conn)}
+        self.log = max(head.log for head in heads if head.origin == self.node and head.log in held)
+        self.rewind(heads)
+        self.lost = "put back"
+        self.open_epoch()
+
+    def rot(self, other: Disk) -> tuple[Span, ...]:
+        """One bit of a payload that `other` holds too flips, and the scrub comes by; all that is damaged then."""
+        head = self._rng.choice(store.heads(other.conn))
+        row = rows.logs(self.conn).get(head.log)
+        place = 0 if row is None else row.first + self._rng.randint(1, head.seq)
+        for (payload,) in self.conn.execute("SELECT payload FROM entries WHERE id = ?", (place,)).fetchall():
+            spoilt = bytes([payload[0] ^ 1 << self._rng.randrange(8)]) + payload[1:]
+            self.conn.execute("UPDATE entries SET payload = ? WHERE id = ?", (spoilt, place))
+        scrub.scrub(self.conn, 0, verify, ALL)
+        return self.damaged()
+
     def close(self) -> None:
         self.conn.close()
+
+
+def _mends(fact: Fact, damaged: tuple[Span, ...]) -> bool:
+    return any(span.log == fact.log and span.first <= fact.seq <= span.last for span in damaged)
 
 
 def _refusal(write: Append | Store) -> Outcome:

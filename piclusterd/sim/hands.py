@@ -29,11 +29,13 @@ from ..events import (
     HookArrived,
     HookTaken,
     MemberDown,
+    NewEpoch,
     Note,
     Noted,
     OpenHub,
     Read,
     Received,
+    Recovered,
     SaveHardState,
     Send,
     StepFinished,
@@ -43,7 +45,7 @@ from ..events import (
 from ..ids import Term
 from ..ledger import store
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Dropped, Hook, PeerMessage, Vote, decode, encode
-from .disk import Cached
+from .disk import Cached, Write
 from .outside import Delivery, Line
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class SimHands:
                 self._send(actor, effect)
             case Noted(note):
                 self._check_note(actor, note)
-            case SaveHardState() | Append() | Store():
+            case SaveHardState() | Append() | Store() | NewEpoch() | Recovered():
                 self._write(actor, effect)
             case Read(token, spans):
                 entries = store.read(actor.disk.conn, spans, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX)
@@ -114,7 +116,7 @@ class SimHands:
             self._world.at(after, self._world.boot, actor)
 
     # disk ----------------------------------------------------------------------------------------------------
-    def _write(self, actor: Actor, write: Append | Store | SaveHardState) -> None:
+    def _write(self, actor: Actor, write: Write) -> None:
         disk = actor.disk
         if disk.lies_about(write):
             outcomes, cached = disk.answer_early(write, self._world.now)

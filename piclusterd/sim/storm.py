@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from .disk import STALL_MAX_S
+from ..events import Damaged
+from ..ledger import store
+from ..wire import Head
+from .disk import STALL_MAX_S, Disk
 from .network import CLOG_MAX_S
 from .world import Actor, World
 
@@ -27,7 +30,7 @@ ABSENT_PART = 0.7
 SLOW_CPU_S = (0.0005, 0.005)
 """An event takes a Pi's Python about half a millisecond; ten times that where the cores are taken."""
 FAULT_CHANCE = 0.35
-"""Of a kind of fault to exist in a seed: some six of nineteen side by side, and each pair in one seed of eight."""
+"""Of a kind of fault to exist in a seed: some seven of twenty-one side by side, and each pair in one seed of eight."""
 
 Fault = Callable[[Actor], None]
 """Something bad that happens, to or around one machine."""
@@ -43,10 +46,9 @@ class Storm:
         self._world = world
         self._rng = rng
         self._pace = 3.0 if world.theme == "heirs" else rng.choice((3.0, 8.0, 20.0))
-        self._lost_disks = 0
         machines = (
             self._crash, self._power, self._pause, self._slow_cpu, self._absence, self._kill_leader,
-            self._fsync_stall, self._disk_errors, self._disk_loss, self._clock,
+            self._fsync_stall, self._disk_errors, self._disk_loss, self._clock, self._put_back, self._rot,
         )  # fmt: skip
         paths = (
             self._split, self._one_way, self._isolate, self._bridge, self._flap, self._swizzle, self._clog,
@@ -193,13 +195,39 @@ class Storm:
 
     def _disk_loss(self, actor: Actor) -> None:
         """Of a minority of the voters at most: with a majority's disks go its promises."""
+        if self._may_forget(actor):
+            self._world.lose_disk(actor)
+            self._later(0.5, 15.0, self._world.boot, actor)
+
+    def _may_forget(self, actor: Actor) -> bool:
+        """May this one be among the minority of voters whose disks do not hold all they held?"""
         voters = self._world.voters.voters
-        if actor.disk.node in voters:
-            if self._lost_disks + 1 > len(voters) - (len(voters) // 2 + 1):
-                return
-            self._lost_disks += 1
-        self._world.lose_disk(actor)
-        self._later(0.5, 15.0, self._world.boot, actor)
+        others = [a.disk for a in self._world.actors if a is not actor and a.disk.node in voters]
+        well = sum(not disk.lost and not disk.damaged() for disk in others)
+        return actor.disk.node not in voters or well > len(voters) // 2
+
+    def _put_back(self, actor: Actor) -> None:
+        """The image of this moment is put back some time later, by `picluster restore`: it leaves a note (`lost`).
+
+        Without one, a follower that wrote nothing meanwhile cannot know: see `ledger.rewind`.
+        """
+        self._later(1.0, 60.0, self._restore, actor, actor.disk, store.heads(actor.disk.conn))
+
+    def _restore(self, actor: Actor, disk: Disk, heads: tuple[Head, ...]) -> None:
+        world = self._world
+        well = actor.disk is disk and not disk.lost and not disk.damaged()
+        if well and self._may_forget(actor) and world.now < world.calm_from:
+            world.crash(actor)
+            disk.put_back(heads)
+            world.checks.put_back(disk.node, store.heads(disk.conn))
+            self._later(0.5, 15.0, world.boot, actor)
+
+    def _rot(self, actor: Actor) -> None:
+        """Of a voter's disk, what another voter holds too: what nobody else has cannot be mended."""
+        voters = self._world.voters.voters
+        if actor.node is not None and actor.disk.node in voters and self._may_forget(actor):
+            others = [a.disk for a in self._world.actors if a is not actor and a.disk.node in voters]
+            self._world.deliver_in(0.0, actor, Damaged(actor.disk.rot(self._rng.choice(others))))
 
     def _clock(self, actor: Actor) -> None:
         """No battery behind the clock: it comes up weeks off, then NTP corrects it."""

@@ -234,6 +234,9 @@ class World:
             workflows={"rehearsed": Rehearsed()},
             attempts_max=1000,
             rules=self.plan.rules,
+            log=disk.log,
+            lost=disk.lost,
+            damaged=disk.damaged(),
         )
         actor.node = Node(setup, Random(self._rng.random()), self.now)
         self.checks.booted(actor)

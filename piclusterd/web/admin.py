@@ -16,14 +16,17 @@ import dataclasses
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from ..errors import NotFound, Refused, UserError
+from ..wire import Voters
 from .health import finite
+
+T = TypeVar("T")
 
 TTL_S_MIN, TTL_S_MAX = 60, 30 * 86400
 """A join token lives from a minute to the length of a node's certificate."""
@@ -36,6 +39,13 @@ class TokenWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = 3600
     uses: Annotated[int, msgspec.Meta(ge=1, le=USES_MAX)] = 1
+
+
+class VoterWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/voters`. `node` is an id of 16 hex digits."""
+
+    what: Literal["add", "remove"]
+    node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class AdminDoors:
     list_tokens: Callable[[], Awaitable[Sequence[TokenLine]]]
     revoke_token: Callable[[str], Awaitable[bool]]
     """False where there is no such token."""
+    change_voters: Callable[[VoterWish], Awaitable[Voters]]
+    """The new voters, stored by a majority of them."""
 
 
 def as_json(value: object) -> Any:
@@ -108,7 +120,8 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
         return web.json_response(await picture())
 
     async def create(request: web.Request) -> web.Response:
-        made = await doors.create_token(_wish(await request.read()))
+        wish = _decoded(await request.read() or b"{}", TokenWish, '{"ttl_s": 3600, "uses": 1}')
+        made = await doors.create_token(wish)
         return web.json_response(as_json(made), status=201)
 
     async def outstanding(_request: web.Request) -> web.Response:
@@ -120,17 +133,22 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
             raise NotFound(f"no token {token[:64]!r}", "it was used up, has expired or was never made here")
         return web.Response(status=204)
 
+    async def change_voters(request: web.Request) -> web.Response:
+        wish = _decoded(await request.read(), VoterWish, '{"what": "add", "node": "<id>"}')
+        return web.json_response(as_json(await doors.change_voters(wish)))
+
     return [
         web.get("/status.json", show),
         web.get("/admin/view", owner_only(show)),
+        web.post("/admin/voters", owner_only(change_voters)),
         web.post("/admin/tokens", owner_only(create)),
         web.get("/admin/tokens", owner_only(outstanding)),
         web.delete("/admin/tokens/{id}", owner_only(revoke)),
     ]
 
 
-def _wish(body: bytes) -> TokenWish:
+def _decoded(body: bytes, shape: type[T], example: str) -> T:
     try:
-        return msgspec.json.decode(body or b"{}", type=TokenWish)
+        return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as fault:
-        raise UserError("that is no wish for a token", str(fault), 'Send {"ttl_s": 3600, "uses": 1}.') from None
+        raise UserError("that is not understood", str(fault), f"Send {example}.") from None

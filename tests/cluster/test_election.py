@@ -508,3 +508,61 @@ def test_without_checkquorum_a_leader_that_hears_nobody_goes_on() -> None:
     node.handle(Received(B, Vote(1, pre=False, granted=True)), 10.0)
     node.handle(DeadlineReached(), 1000.0)
     assert node.role == "leader"
+
+
+# a ledger that is not whole --------------------------------------------------------------------------------------
+class Doubtful:
+    """One of three voters, whose ledger says what it may do."""
+
+    def __init__(self) -> None:
+        self.may_stand = self.may_vote = True
+        self.node = Election(
+            A, HardState(voters=ABC), PI, Random(1), lambda: b"digest", 0.0, Rules(pre_vote=False),
+            lambda now: self.may_stand, lambda: self.may_vote,
+        )  # fmt: skip
+
+    def campaign(self) -> None:
+        out = self.node.handle(DeadlineReached(), 10.0)
+        self.node.handle(HardStateSaved(next(o.token for o in out if isinstance(o, SaveHardState))), 10.0)
+
+    def elect(self) -> None:
+        self.node.handle(Received(B, Vote(1, pre=False, granted=True)), 10.0)
+
+
+@pytest.mark.parametrize("pre", [True, False])
+def test_who_may_have_forgotten_grants_no_vote(pre: bool) -> None:
+    doubtful = Doubtful()
+    doubtful.may_vote = False
+    out = doubtful.node.handle(Received(B, RequestVote(1, pre, ABC)), 0.0)
+    assert out == [Send(B, Vote(0, pre, granted=False))]
+
+
+def test_who_may_not_stand_does_not_campaign_until_it_may() -> None:
+    doubtful = Doubtful()
+    doubtful.may_stand = False
+    assert doubtful.node.handle(DeadlineReached(), 10.0) == []
+    doubtful.node.handle(Received(B, Heartbeat(1, b"", ABC)), 10.0)
+    assert doubtful.node.handle(Received(B, TimeoutNow(1)), 10.0) == []
+    doubtful.may_stand = True
+    doubtful.node.handle(DeadlineReached(), 20.0)
+    assert doubtful.node.role == "candidate"
+
+
+def test_a_candidate_that_may_not_stand_any_more_does_not_lead() -> None:
+    doubtful = Doubtful()
+    doubtful.campaign()
+    doubtful.may_stand = False
+    doubtful.elect()
+    assert doubtful.node.role == "candidate"
+
+
+def test_a_leader_that_may_not_stand_any_more_hands_over_at_its_next_tick() -> None:
+    doubtful = Doubtful()
+    doubtful.node.handle(LinkUp(B), 0.0)
+    doubtful.campaign()
+    doubtful.elect()
+    assert doubtful.node.role == "leader"
+    doubtful.may_stand = False
+    out = doubtful.node.handle(DeadlineReached(), 11.0)
+    assert Send(B, TimeoutNow(1)) in out
+    assert Deposed(1, "this node's ledger is not whole") in out

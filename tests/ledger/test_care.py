@@ -8,20 +8,25 @@ import pytest
 
 from piclusterd.events import (
     Appended,
+    Damaged,
     DeadlineReached,
+    Diverged,
     EntriesRead,
     Fact,
     LedgerAlarm,
     LinkDown,
     LinkUp,
+    NewEpoch,
+    Output,
     Read,
     Received,
+    Recovered,
     Send,
     Shutdown,
     Stored,
 )
 from piclusterd.ids import LogId, NodeId
-from piclusterd.ledger.care import Care, CareOutput, Damaged, Diverged, NewEpoch, Recovered
+from piclusterd.ledger.care import Care
 from piclusterd.ledger.mending import ASK_AGAIN_S
 from piclusterd.wire import Batch, Entry, Head, Held, Span, Want
 
@@ -37,10 +42,10 @@ class House:
         self.held = {LOG: 5, THEIRS: 3}
         self.care = Care(ME, LOG, self.held, lambda: DIGEST, itertools.count(1), lost, damaged)
 
-    def on(self, event: object, now: float = 0.0) -> list[CareOutput]:
+    def on(self, event: object, now: float = 0.0) -> list[Output]:
         return self.care.handle(event, now, (ME, B, C), 2)  # type: ignore[arg-type]
 
-    def told(self, sender: NodeId, **heads: int) -> list[CareOutput]:
+    def told(self, sender: NodeId, **heads: int) -> list[Output]:
         logs = {"ours": LOG, "theirs": THEIRS}
         return self.on(Received(sender, Held(1, b"", tuple(Head(*logs[n], seq) for n, seq in heads.items()))))
 
@@ -48,7 +53,7 @@ class House:
         return self.care.may_stand((ME, B, C), 2, now)
 
 
-def alarms(outputs: list[CareOutput]) -> list[str]:
+def alarms(outputs: list[Output]) -> list[str]:
     return [output.text for output in outputs if isinstance(output, LedgerAlarm)]
 
 
@@ -124,3 +129,29 @@ def test_a_forks_branches_are_exchanged_with_everybody(own: bool) -> None:
     entries = (Entry(b"h", b"p"),)
     assert house.on(EntriesRead(read.token, entries)) == [Send(B, Batch(entries)), Send(C, Batch(entries))]
     assert [type(o) for o in house.on(Diverged((ours,), ()))] == [Read], "a new log is asked for once"
+
+
+def test_who_forgot_asks_those_who_have_not_said_what_they_hold() -> None:
+    house = House(lost="the file is gone")
+    house.on(LinkUp(B))
+    house.on(LinkUp(C))
+    house.told(B, theirs=9)
+    assert house.care.deadline() == 0.0
+    assert house.on(DeadlineReached(), 1.0) == [Send(C, Held(0, DIGEST))]
+    assert house.care.deadline() == 1.0 + ASK_AGAIN_S
+    assert house.on(DeadlineReached(), 2.0) == []
+
+
+def test_a_lone_voter_that_lost_its_ledger_goes_on() -> None:
+    care = Care(ME, LOG, {LOG: 1}, lambda: DIGEST, itertools.count(1), lost="the file is gone")
+    assert Recovered() in care.handle(DeadlineReached(), 0.0, (ME,), 1)
+    assert care.deadline() == float("inf")
+
+
+def test_missing_pieces_of_a_branch_are_asked_for_now_and_then_only() -> None:
+    house, diverged = House(), Diverged((), (Span(*THEIRS, 1, 1),))
+    house.on(LinkUp(B))
+    wanted = [Send(B, Want(diverged.missing))]
+    assert house.on(diverged, 0.0) == wanted
+    assert house.on(diverged, 1.0) == [], "the answer had none"
+    assert house.on(diverged, ASK_AGAIN_S) == wanted

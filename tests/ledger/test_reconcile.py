@@ -311,3 +311,17 @@ def test_a_third_gets_from_either_what_it_lacks(stack: ExitStack) -> None:
     meet([two, three])
     meet([one, two, three])
     assert same([one, two, three])
+
+
+def test_who_asks_in_no_term_is_told_our_heads_though_they_are_the_same() -> None:
+    """A node that may not vote must hear what each of the others holds (`ledger.care`)."""
+    one = Reconcile(heads({LOGS[0]: 3}), SYNC_S, itertools.count(1))
+    question = Received(PEER, Held(0, one.digest))
+    assert one.handle(question, 0.0, 4) == [Send(PEER, Held(4, one.digest, one.heads()))]
+    assert one.handle(question, 0.1, 4) == [], "told a moment ago"
+    assert one.handle(Received(PEER, Held(4, one.digest)), 9.0, 4) == []
+
+
+def test_what_comes_in_a_batch_may_replace_what_we_lack() -> None:
+    one = Reconcile((), SYNC_S, itertools.count(1))
+    assert one.handle(Received(PEER, Batch(())), 0.0, 1) == [Store(1, (), resets=True)]

@@ -49,9 +49,12 @@ class Desk:
         tokens = itertools.count(1)
         self.term: Term = 0
         self.leader: NodeId | None = None
+        self.may_vote = True
         self.voters = tuple(voters)
         self.ledger = Reconcile(heads, 1.0, tokens)
-        self.machine = Replicate(A, self.ledger, Rules(**rules), lambda: self.leader, tokens)
+        self.machine = Replicate(
+            A, self.ledger, Rules(**rules), lambda: self.leader, tokens, may_vote=lambda: self.may_vote
+        )
 
     def handle(self, event: Event) -> list[Output]:
         self.ledger.handle(event, 0.0, self.term)
@@ -382,3 +385,34 @@ def test_without_the_rule_the_coordinators_own_copy_is_called_enough() -> None:
     assert isinstance(append, Append)
     assert Activated(1) in desk.appended(append.token, 1)
     assert durable(desk.appended(7, 2)) == [(7, 1)]
+
+
+# a ledger that is not whole --------------------------------------------------------------------------------------
+def test_who_may_not_vote_stores_what_is_pushed_and_promises_nothing() -> None:
+    desk = Desk()
+    desk.may_vote, desk.term, desk.leader = False, 1, B
+    assert desk.handle(Received(B, Heartbeat(1, b"", Voters(1, 0, (A, B, C))))) == []
+    assert desk.handle(Received(B, Push(0, (ENTRY,)))) == []
+    (order,) = desk.handle(Received(B, Push(1, (ENTRY,))))
+    assert isinstance(order, Store)
+    assert desk.handle(Stored(order.token, (fact(OLD, 1),), (Head(*OLD, 1),))) == []
+
+
+def test_a_coordinator_that_may_not_vote_any_more_opens_nothing_and_calls_nothing_durable() -> None:
+    desk = Desk()
+    desk.lead()
+    desk.may_vote = False
+    assert desk.held_by(B, {}) == []
+    desk.may_vote = True
+    desk.activate()
+    desk.appended(7, 2)
+    desk.may_vote = False
+    assert durable(desk.held_by(B, {LOG: 2})) == []
+
+
+def test_the_opening_of_a_new_log_waits_for_no_copies() -> None:
+    desk = Desk()
+    desk.activate()
+    opening = Fact(LogId(A, 2), 1, 0, "log.open", {})
+    assert desk.handle(Appended(9, (ENTRY,), (opening,))) == []
+    assert desk.machine.waiting == 0

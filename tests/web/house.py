@@ -13,10 +13,10 @@ import aiohttp
 from piclusterd.errors import PiclusterError
 from piclusterd.events import HookTaken, MemberView, RunView, View
 from piclusterd.ids import NodeId, RunId
-from piclusterd.web.admin import AdminDoors, TokenLine, TokenMade, TokenWish
+from piclusterd.web.admin import AdminDoors, TokenLine, TokenMade, TokenWish, VoterWish
 from piclusterd.web.app import Doors, make_app, serve
 from piclusterd.web.stream import EventBus
-from piclusterd.wire import Facts, Head, Hook, ModelFacts
+from piclusterd.wire import Facts, Head, Hook, ModelFacts, Voters
 
 GB = 2**30
 WALL = 1_800_000_000.0
@@ -111,8 +111,11 @@ class Node:
     async def revoke_token(self, token: str) -> bool:
         return self.tokens.pop(token, None) is not None
 
+    async def change_voters(self, wish: VoterWish) -> Voters:
+        return Voters(2, 7, (NodeId(wish.node),))
+
     def doors(self, **changes: Any) -> Doors:
-        admin = AdminDoors(self.create_token, self.list_tokens, self.revoke_token)
+        admin = AdminDoors(self.create_token, self.list_tokens, self.revoke_token, self.change_voters)
         told: dict[str, Any] = {
             "name": "pi-1",
             "release": "0.1.0",

@@ -1,0 +1,62 @@
+"""What a running node does for its own ledger, unasked: look for rot, and tell the owner what a start found missing.
+
+    every SCRUB_EVERY_S ─▶ ledger.scrub_slice ─▶ Damaged (where it changed) ─▶ node: `ledger.care`
+    start ─▶ losses ─▶ alarms
+
+It decides nothing: what is to be done about rot and losses is `ledger.care`'s, and the owner's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from .errors import PiclusterError
+from .events import Damaged
+from .ledger.archive import VOTES_LOST
+from .ledger.writer import LedgerWriter
+from .mailbox import Mailbox
+
+log = logging.getLogger("piclusterd")
+
+SCRUB_EVERY_S = 5.0
+"""Between two slices of 256 entries: 100,000 are looked at in half an hour, at a hundredth of the disk's time."""
+SCRUB_REST_S = 6 * 3600.0
+"""After the whole ledger was looked at."""
+
+
+async def scrub(ledger: LedgerWriter, mailbox: Mailbox, every_s: float = SCRUB_EVERY_S) -> None:
+    """Look for rot, slice by slice, round after round, until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        before = ledger.damaged
+        try:
+            end = (await ledger.scrub_slice()).cursor == 0
+        except PiclusterError as fault:
+            log.error("the ledger cannot be checked for rot: %s", fault)
+            continue
+        if ledger.damaged != before:
+            await mailbox.post(Damaged(ledger.damaged))
+        if end:
+            await asyncio.sleep(SCRUB_REST_S)
+
+
+def votes_lost(state: Path) -> str:
+    """Why this node may have voted and does not know for whom; "" where it knows. Blocking."""
+    marker = state / VOTES_LOST
+    return marker.read_text(errors="replace") or "no reason is noted" if marker.exists() else ""
+
+
+def losses(name: str, state: Path, ledger: str, votes: str) -> list[str]:
+    """What the owner is told: node `name` lost part of its ledger, or its votes (why; "" where it did not)."""
+    told = []
+    if ledger:
+        told.append(f"{ledger}. This node votes again once it holds what the others hold; there is nothing to do.")
+    if votes:
+        told.append(
+            f"the vote record is lost: {votes}. This node does not vote. Take its vote away on another node"
+            f" (`picluster voter remove {name}`), delete {state / VOTES_LOST}, restart it, and give the vote back"
+            f" (`picluster voter add {name}`)."
+        )
+    return told

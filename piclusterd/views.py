@@ -1,0 +1,62 @@
+"""One consistent picture of a node: the answer to `events.Snapshot`, for status page, CLI, /health and /metrics.
+
+    Snapshot ─▶ node.view(now) ─▶ Answer(View)
+
+Types without logic; `events` offers them to whoever speaks with the node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .ids import NodeId, RunId, Term
+from .wire import Facts, Head
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    node: NodeId
+    state: str
+    since_s: float
+    """Seconds in this state."""
+    heard_s: float | None
+    """Seconds since it was last heard; None for ourselves."""
+    facts: Facts
+    voter: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    run: RunId
+    workflow: str
+    title: str
+    state: str
+    """open, done, failed or ignored."""
+    step: str
+    attempts: int
+    detail: str
+    hlc: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Answer to `Snapshot`: one consistent picture for status page, CLI, /health and /metrics."""
+
+    me: NodeId
+    name: str
+    cluster: str
+    role: str
+    """leader, recovering, candidate, follower or learner."""
+    term: Term
+    leader: NodeId | None
+    voters: tuple[NodeId, ...]
+    quorum: int
+    """Voters heard within an election timeout, ourselves included (leader only; elsewhere the alive voters)."""
+    members: tuple[MemberView, ...]
+    heads: tuple[Head, ...]
+    digest: str
+    entries: int
+    runs: tuple[RunView, ...]
+    hooks: int
+    """Webhooks in the ledger."""

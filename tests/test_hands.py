@@ -1,0 +1,93 @@
+"""The hands at the ledger: a new log, a recovery, rot and forks are told to the node in its own words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from piclusterd import config
+from piclusterd.events import Appended, Damaged, Diverged, Effect, Event, NewEpoch, Record, Recovered, Store, Stored
+from piclusterd.hands import Hands
+from piclusterd.ledger import rescue, store
+from piclusterd.ledger.writer import LedgerWriter
+from piclusterd.mailbox import Mailbox
+from piclusterd.wire import Span
+
+from .ledger.keys import Key, verify
+from .ledger.rig import add, everything, fresh, spoil
+
+UNUSED = cast(Any, None)
+
+
+class Bench:
+    """Hands on a real ledger and a mailbox; no links, models or services."""
+
+    def __init__(self, ledger: LedgerWriter, directory: Path) -> None:
+        self.ledger = ledger
+        self.mailbox = Mailbox(asyncio.get_running_loop().time)
+        self.hands = Hands(self.mailbox, UNUSED, ledger, UNUSED, {}, directory, None, lambda note: None)
+
+    async def on(self, effect: Effect, events: int = 1) -> list[Event]:
+        self.hands.perform(effect)
+        async with asyncio.timeout(10):
+            return [await self.mailbox.next(float("inf")) for _ in range(events)]
+
+
+@asynccontextmanager
+async def bench(path: Path) -> AsyncIterator[Bench]:
+    limits = config.Ledger(commit_delay_s=0.0)
+    ledger = await LedgerWriter.start(path, Key(1), verify, "pi", lambda: 1000, limits)
+    made = Bench(ledger, path.parent / "votes")
+    try:
+        yield made
+    finally:
+        await made.hands.close()
+        await ledger.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+
+
+async def test_a_new_log_is_opened_and_why_is_noted_until_it_is_whole_again(tmp_path: Path) -> None:
+    async with bench(tmp_path / "ledger.db") as desk:
+        before = desk.ledger.log
+        (opened,) = await desk.on(NewEpoch(7, "put back"))
+        assert isinstance(opened, Appended)
+        assert (opened.token, opened.facts[0].kind) == (7, "log.open")
+        assert opened.facts[0].log == desk.ledger.log != before
+        assert rescue.convalescent(tmp_path / "ledger.db") == "put back"
+        await desk.on(Recovered(), events=0)
+        await until(lambda: desk.ledger.lost == "")
+        assert rescue.convalescent(tmp_path / "ledger.db") == ""
+
+
+async def test_rot_that_a_batch_mends_is_told_after_it_is_stored(tmp_path: Path) -> None:
+    async with bench(tmp_path / "ledger.db") as desk:
+        entries, _ = await desk.ledger.append([Record("note", {"text": "a"})])
+        log = desk.ledger.log
+        await desk.ledger._writing.run(lambda conn: spoil(conn, 2, "payload", log))
+        await desk.ledger.scrub_slice()
+        assert desk.ledger.damaged == (Span(*log, 2, 2),)
+        stored, damaged = await desk.on(Store(3, entries, resets=True), events=2)
+        assert isinstance(stored, Stored)
+        assert damaged == Damaged(())
+
+
+async def test_two_branches_of_a_log_are_told_after_they_are_stored(tmp_path: Path) -> None:
+    one, two = fresh(Key(2)), fresh(Key(2))
+    add(one, "a", key=Key(2))
+    add(two, "b", key=Key(2))
+    async with bench(tmp_path / "ledger.db") as desk:
+        await desk.on(Store(1, everything(one)))
+        stored, diverged = await desk.on(Store(2, everything(two)), events=2)
+        assert isinstance(stored, Stored)
+        assert diverged == Diverged((Span(*Key(2).log(), 2, 2),), ())
+        assert store.heads(one)[0] in await desk.ledger.heads()
+    one.close()
+    two.close()
