@@ -269,8 +269,8 @@ class Daemon:
         self.bus.note(note, self._name_of)
 
     def _name_of(self, node: NodeId) -> str:
-        facts = self.node.membership.facts(node)
-        return (facts.name if facts else "") or self._names.get(node, node)
+        facts, link = self.node.membership.facts(node), self.links.peers().get(node)
+        return (facts.name if facts else "") or (link.name if link else "") or self._names.get(node, node)
 
     async def _tell_facts(self) -> None:
         """Say what this node is, when it changed and every few seconds."""

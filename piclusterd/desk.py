@@ -170,7 +170,9 @@ class Desk:
             self._bus.publish("alarm", {"text": f"webhook {hook.seq} of the hub refused: {fault.what}"})
             return False
         taken = await self.take_hook(verified)
-        self._bus.publish("hook", {"text": f"webhook {hook.seq} is durable", "seq": hook.seq, "run": taken.run})
+        self._bus.publish(
+            "hook", {"text": f"webhook {hook.seq} is acknowledged to the hub", "seq": hook.seq, "run": taken.run}
+        )
         return True
 
     def _edge(self) -> dict[str, Any]:

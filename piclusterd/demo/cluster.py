@@ -113,7 +113,7 @@ class Cluster:
         for member in others:
             token = await self.token()
             said = await self.picluster(member, "join", token, "--name", member.name)
-            told(member.name, f"picluster join: {_joined_line(said)}")
+            told(member.name, f"picluster join over TLS 1.3: {_joined_line(said)}")
             await self.start(member)
             started(member)
 

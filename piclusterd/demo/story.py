@@ -29,7 +29,7 @@ SECOND = (
     "It says 'Copyrigth'. Nothing urgent, just looks untidy.",
 )
 RUN_S = 60.0
-RETOLD = ("seen", "link", "member-down", "elected", "activated", "deposed", "hook", "run", "alarm")
+RETOLD = ("seen", "member-up", "member-down", "elected", "activated", "deposed", "durable", "hook", "run", "alarm")
 """Kinds of a node's events that are part of the story."""
 
 
@@ -63,7 +63,8 @@ class Story:
 
     def _retell(self, member: Member, event: dict[str, Any]) -> None:
         if event["kind"] in RETOLD:
-            self.tell(member.name, str(event["data"]["text"]), float(event["at"]))
+            how = " (link over mutual TLS)" if event["kind"] == "member-up" else ""
+            self.tell(member.name, f"{event['data']['text']}{how}", float(event["at"]))
 
     def _retell_effect(self, effect: Effect) -> None:
         what = ", ".join(f"{field} {value}" for field, value in effect.change.items() if field != "body")

@@ -157,6 +157,8 @@ def describe(note: events.Note, name_of: Callable[[NodeId], str]) -> tuple[str, 
                 f"{len(facts)} new ledger {'entry' if len(facts) == 1 else 'entries'}",
                 {"entries": len(facts)},
             )
+        case events.Durable(_, facts, copies) if any(fact.kind == "hook" for fact in facts):
+            return "durable", f"a webhook is durable on {copies} ledgers", {"copies": copies}
         case events.Durable():
             return None
         case events.RunMoved(run, workflow, step, outcome):

@@ -75,7 +75,7 @@ async def test_the_story_is_the_same_with_the_hub_in_real_workerd() -> None:
     assert await gone(started) == []
 
 
-@pytest.mark.parametrize("moment", ["picluster join", "webhook 1 is durable"])
+@pytest.mark.parametrize("moment", ["picluster join", "a webhook is durable"])
 async def test_ctrl_c_in_the_middle_leaves_no_process_behind(moment: str) -> None:
     code, said, started = await play("piclusterd.demo", "--once", "--hub", "python", interrupt_at=moment)
     assert code == 0, said
