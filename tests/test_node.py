@@ -7,17 +7,20 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from random import Random
+from typing import Literal
 
 import pytest
 
 from piclusterd import node as module
+from piclusterd.cluster import reconfigure
 from piclusterd.cluster.timings import PRESETS
-from piclusterd.errors import Unavailable
+from piclusterd.errors import Unavailable, UserError
 from piclusterd.events import (
     Activated,
     Answer,
     Append,
     Appended,
+    ChangeVoters,
     CloseHub,
     Damaged,
     DeadlineReached,
@@ -28,6 +31,7 @@ from piclusterd.events import (
     Elected,
     EntriesRead,
     Event,
+    FactsChanged,
     HardState,
     HardStateSaved,
     HookArrived,
@@ -149,7 +153,9 @@ def test_what_a_stalled_disk_holds_back_is_bounded(monkeypatch: pytest.MonkeyPat
     token = token_of(node.handle(Received(B, RequestVote(1, False, ABC)), 0.0))
     for _ in range(20):
         node.handle(Received(C, Heartbeat(0, b"other", ABC)), 0.0)
+    assert node.held_back == 5
     assert len(messages(node.handle(HardStateSaved(token), 1.0))) == 5
+    assert node.held_back == 0
 
 
 def test_a_promise_in_the_newest_term_answers_a_push_of_that_term() -> None:
@@ -235,6 +241,22 @@ def test_who_has_no_vote_is_shown_as_learner() -> None:
     assert node.view(0.0).role == "learner"
 
 
+def test_who_asks_for_votes_is_shown_as_candidate() -> None:
+    node = alone()
+    node.handle(DeadlineReached(), 10.0)
+    assert node.view(10.0).role == "candidate"
+
+
+def test_notes_that_would_go_round_for_ever_are_a_bug_and_named_with_their_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = alone()
+    monkeypatch.setattr(module, "NOTES_MAX", 1)
+    event = Received(B, Heartbeat(1, b"other", ABC))
+    with pytest.raises(AssertionError, match="notes without end after Received"):
+        node.handle(event, 0.0)
+
+
 def test_stopping_says_goodbye_and_then_stops() -> None:
     effects = alone().handle(Shutdown(), 1.0)
     assert [type(message) for message in messages(effects)] == [Gossip, Gossip]
@@ -282,13 +304,13 @@ class Actor:
 class House:
     """Nodes whose disks answer at once and whose wires lose nothing but what is cut."""
 
-    def __init__(self, voters: int, stack: ExitStack) -> None:
+    def __init__(self, voters: int, stack: ExitStack, learners: int = 0) -> None:
         self.now = 100.0
-        self.actors = [Actor(number, stack) for number in range(voters)]
+        self.actors = [Actor(number, stack) for number in range(voters + learners)]
         self.by_id = {actor.log.origin: actor for actor in self.actors}
         self.queue: deque[tuple[Actor, Event]] = deque()
         self.cut: set[NodeId] = set()
-        record = Voters(1, 0, tuple(sorted(self.by_id)))
+        record = Voters(1, 0, tuple(sorted(actor.log.origin for actor in self.actors[:voters])))
         for actor in self.actors:
             self.boot(actor, HardState(voters=record))
         for one in self.actors:
@@ -366,6 +388,16 @@ class House:
     def coordinators(self) -> list[Actor]:
         return [actor for actor in self.actors if actor.node.replicate.active]
 
+    def change(self, asked: Actor, ticket: int, what: Literal["add", "remove"], node: NodeId) -> object:
+        """What `asked` answers to the owner's wish."""
+        self.tell(asked, ChangeVoters(ticket, what, node))
+        self.run_until(lambda: ticket in asked.answers, within=90)
+        return asked.answers[ticket]
+
+    def pass_time(self, seconds: float) -> None:
+        ends = self.now + seconds
+        self.run_until(lambda: self.now >= ends, within=seconds + 10)
+
     def coordinator(self) -> Actor:
         self.run_until(lambda: bool(self.coordinators), within=30)
         (actor,) = self.coordinators
@@ -419,6 +451,127 @@ def test_the_next_coordinator_holds_every_webhook_that_was_called_taken() -> Non
         assert new.node.election.term > 1
         house.tell(new, HookArrived(9, Hook("linear", "k0", "create", b"{}")))
         assert new.answers == {9: HookTaken(None, duplicate=True)}
+
+
+# who votes -------------------------------------------------------------------------------------------------------
+D = NodeId("d" * 16)
+"""A node that nobody ever heard of."""
+
+
+def test_a_learner_that_the_owner_makes_a_voter_counts_everywhere() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack, learners=1)
+        leader, learner = house.coordinator(), house.actors[3]
+        assert learner.node.view(house.now).role == "learner"
+        config = house.change(leader, 1, "add", learner.log.origin)
+        assert config == Voters(2, leader.node.election.term, tuple(sorted(house.by_id)))
+        house.run_until(lambda: all(a.node.election.voters == config for a in house.actors), within=10)
+        assert learner.node.view(house.now).role == "follower"
+        for actor in house.actors[:3]:
+            if actor is not leader:
+                house.isolate(actor)
+        house.tell(leader, HookArrived(2, Hook("linear", "k", "create", b"{}")))
+        assert leader.answers[2] == HookTaken(None, duplicate=False), "the new voter's copy is the second of W=2"
+        house.pass_time(30)
+        assert house.coordinators == [], "two of four voters elect nobody"
+
+
+def test_the_next_config_is_told_only_when_the_coordinators_own_disk_has_it() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        other = next(actor for actor in house.actors if actor is not leader)
+        effects = leader.node.handle(ChangeVoters(1, "remove", other.log.origin), house.now)
+        config = leader.node.election.voters
+        assert (config.version, other.log.origin in config.voters) == (2, False)
+        assert [effect.state.voters for effect in effects if isinstance(effect, SaveHardState)] == [config]
+        assert messages(effects) == []
+        told = messages(leader.node.handle(HardStateSaved(token_of(effects)), house.now))
+        assert [m.voters for m in told if isinstance(m, Heartbeat)] == [config, config], "who is removed hears it too"
+
+
+def test_a_coordinator_that_the_owner_removes_answers_and_hands_over() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        old = house.coordinator()
+        term = old.node.election.term
+        config = house.change(old, 1, "remove", old.log.origin)
+        assert config == Voters(2, term, tuple(sorted(house.by_id.keys() - {old.log.origin})))
+        house.run_until(lambda: bool(house.coordinators), within=1)
+        (new,) = house.coordinators
+        assert new is not old
+        assert new.node.election.term == term + 1, "asked to stand at once, past every silence"
+        assert Deposed(term, "this node is no voter any more") in old.noted
+        assert old.hub_term is None
+        assert old.node.view(house.now).role == "learner"
+
+
+@pytest.mark.parametrize("what", ["add", "remove"])
+def test_only_the_coordinator_changes_voters(what: Literal["add", "remove"]) -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        other = next(actor for actor in house.actors if actor is not leader)
+        assert isinstance(house.change(other, 1, what, D), Unavailable)
+        assert {actor.node.election.voters.version for actor in house.actors} == {1}
+
+
+def test_a_change_that_can_never_be_right_is_refused_at_once() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        before = house.now
+        assert isinstance(house.change(leader, 1, "remove", D), UserError)
+        assert house.now == before
+        assert leader.node.election.voters.version == 1
+
+
+def test_a_change_that_does_not_become_possible_is_answered_with_what_it_waited_for() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        answer = house.change(leader, 1, "add", D)
+        assert isinstance(answer, Unavailable)
+        assert f"{D} is not heard" in str(answer)
+        assert leader.node.replicate.active
+
+
+def test_a_change_that_waits_when_the_coordinator_is_deposed_is_answered_as_unsure() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        old = house.coordinator()
+        house.tell(old, ChangeVoters(1, "add", D))
+        assert old.answers == {}
+        house.isolate(old)
+        house.run_until(lambda: not old.node.replicate.active, within=30)
+        assert isinstance(old.answers[1], Unavailable)
+        assert "no longer coordinates" in str(old.answers[1])
+        assert old.node.election.voters.version == 1
+
+
+def test_the_seat_of_a_long_failed_voter_goes_to_a_learner_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The successor first; and only the coordinator decides, as often as it looks at its board."""
+    monkeypatch.setattr(reconfigure, "DEMOTE_AFTER_S", 60.0)
+    with ExitStack() as stack:
+        house = House(3, stack, learners=1)
+        leader, learner = house.coordinator(), house.actors[3]
+        gone, other = (actor for actor in house.actors[:3] if actor is not leader)
+
+        def look(actor: Actor) -> tuple[NodeId, ...]:
+            house.tell(actor, FactsChanged(actor.node.membership.mine.facts))
+            house.pass_time(2)
+            return actor.node.election.voters.voters
+
+        three = tuple(sorted(actor.log.origin for actor in house.actors[:3]))
+        house.isolate(gone)
+        house.pass_time(20)
+        assert look(leader) == three, "not failed for long enough"
+        house.pass_time(80)
+        assert look(other) == three, "not the coordinator"
+        assert look(leader) == tuple(sorted(house.by_id))
+        assert look(leader) == tuple(sorted(house.by_id.keys() - {gone.log.origin}))
+        assert look(leader) == look(learner) == look(other), "and there it stays"
+        assert leader.answers == {}, "nobody asked"
 
 
 # ledgers that are not whole --------------------------------------------------------------------------------------

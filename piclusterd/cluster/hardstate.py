@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from ..board.private import make_private_directory, write_private
 from ..errors import Broken
 from ..events import HardState
-from .identity import make_private_directory, write_private
 
 COPIES = ("vote.a", "vote.b")
 _CHECKSUM_BYTES = 32

@@ -18,7 +18,6 @@ Leaves live 30 days and are due for renewal after 20 (k3s renews only at restart
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from ..board.private import make_private_directory, write_private
 from ..errors import Broken, Refused, UserError
 from ..ids import NodeId, node_id
 from ..wire import Voters
@@ -235,29 +235,6 @@ def verify(key: bytes, signature: bytes, data: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
-
-
-def make_private_directory(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` with `data` as one step, durable on return, readable by the owner only under any umask."""
-    beside = path.with_name(path.name + ".new")
-    beside.unlink(missing_ok=True)
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _private_pem(key: Ed25519PrivateKey) -> bytes:

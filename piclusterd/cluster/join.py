@@ -27,12 +27,13 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from ..board.private import write_private
 from ..errors import Broken, NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
 from ..ids import NodeId, node_id
 from ..wire import Voters
 from .certificates import checked_name, key_of_request, pin, trust
 from .frames import is_address
-from .identity import EXPECT_MAX, Identity, Told, new_key, settle, write_private
+from .identity import EXPECT_MAX, Identity, Told, new_key, settle
 from .tokens import TOKEN_CHARS_MAX, Token, Tokens, parse
 
 log = logging.getLogger(__name__)

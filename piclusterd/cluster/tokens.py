@@ -27,9 +27,9 @@ from pathlib import Path
 
 import msgspec
 
+from ..board.private import write_private
 from ..errors import Broken, NotFound, Overloaded, Refused, UserError
 from .certificates import cluster_id
-from .identity import write_private
 
 PREFIX = "pcl1"
 TTL_S = 3600.0

@@ -30,10 +30,10 @@ from typing import IO
 
 import msgspec
 
+from ..board.private import sync_directory, write_private
 from ..errors import Broken, Refused, UserError
 from . import rescue
 from .database import open_reader
-from .private import sync_directory, write_private
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import msgspec
 
+from ..board.private import write_private
 from ..errors import Broken, Refused
 from ..ids import LogId, NodeId
 from ..wire import Entry
 from . import rows, scrub, store
 from .database import transaction
 from .entry import Verify, entry_hash
-from .private import write_private
 
 SALVAGE_BATCH = 256
 """Entries taken over from a damaged file in one transaction."""

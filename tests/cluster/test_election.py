@@ -510,6 +510,47 @@ def test_without_checkquorum_a_leader_that_hears_nobody_goes_on() -> None:
     assert node.role == "leader"
 
 
+# a config that changes under way ---------------------------------------------------------------------------------
+def test_votes_given_for_the_config_before_elect_nobody() -> None:
+    """A candidate that learns of a newer config of its own term canvasses anew; no leader changed, and none is told."""
+    node, wire = alone()
+    now = wire.now + 10
+    node.handle(DeadlineReached(), now)
+    out = node.handle(Received(B, Vote(1, pre=True, granted=True)), now)
+    (own_vote,) = [o.token for o in out if isinstance(o, SaveHardState)]
+    newer = Voters(2, 1, (A, B, C, D))
+    assert [type(o) for o in node.handle(Sealed(newer), now)] == [SaveHardState]
+    assert (node.role, node.term, node.voted_for, node.voters) == ("follower", 1, A, newer)
+    assert node.handle(HardStateSaved(own_vote + 1), now) == []
+    assert node.handle(Received(B, Vote(1, pre=False, granted=True)), now) == []
+    assert node.handle(Received(C, Vote(1, pre=False, granted=True)), now) == []
+    assert node.role == "follower"
+
+
+def test_a_leader_that_retires_hands_over_to_the_voter_it_heard_last_and_says_why() -> None:
+    node, wire = alone()
+    now = wire.now + 10
+    win(node, now)
+    node.handle(Received(C, Held(1, b"")), now + 0.1)
+    out = node.retire("this node is no voter any more", now + 0.2)
+    assert out == [Send(C, TimeoutNow(1)), Deposed(1, "this node is no voter any more"), LeaderChanged(1, None)]
+    assert node.role == "follower"
+    assert node.retire("again", now + 0.3) == [], "who leads nothing has nothing to hand over"
+
+
+def test_a_leader_hears_whoever_answered_in_its_term_and_only_for_the_window() -> None:
+    """A learner too: `reconfigure` asks before it makes one a voter."""
+    node, wire = alone()
+    now = wire.now + 10
+    win(node, now)
+    node.handle(Received(D, Held(1, b"")), now)
+    node.handle(Received(C, Held(0, b"")), now)
+    assert [node.hears(peer, now) for peer in (B, C, D)] == [True, False, True]
+    node.handle(Received(B, Held(1, b"")), now + 0.1)
+    later = now + 0.1 + PI.election_max_s
+    assert [node.hears(peer, later) for peer in (B, D)] == [True, False]
+
+
 # a ledger that is not whole --------------------------------------------------------------------------------------
 class Doubtful:
     """One of three voters, whose ledger says what it may do."""

@@ -8,6 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from piclusterd.board.private import write_private
 from piclusterd.cluster import certificates, identity
 from piclusterd.cluster.identity import NodeKey
 from piclusterd.errors import Broken, Refused, UserError
@@ -199,6 +200,6 @@ def test_a_write_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     (tmp_path / "file.new").write_bytes(b"left by a crash")
     data = random.Random(1).randbytes(10_000)
-    identity.write_private(path, data)
+    write_private(path, data)
     assert path.read_bytes() == data
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

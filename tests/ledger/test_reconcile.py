@@ -162,6 +162,20 @@ def test_a_peer_that_is_gone_is_not_waited_for() -> None:
     assert wants(told(one, {LOGS[0]: 5}, peer=OTHER)) == [(Span(*LOGS[0], 1, 5),)]
 
 
+def test_it_waits_for_as_many_peers_as_owe_an_answer() -> None:
+    one = linked()
+    one.handle(LinkUp(OTHER), 0.0, 1)
+    for peer, log in ((PEER, LOGS[0]), (OTHER, LOGS[1]), (OTHER, LOGS[2])):
+        told(one, {log: 5}, peer=peer)
+    assert one.waiting == 2
+    one.handle(LinkDown(PEER), 0.0, 1)
+    assert one.waiting == 1
+    (order,) = one.handle(Received(OTHER, Batch(())), 0.0, 1)
+    assert isinstance(order, Store)
+    one.handle(Stored(order.token, (), ()), 0.0, 1)
+    assert one.waiting == 0
+
+
 def test_a_want_names_a_limited_number_of_spans() -> None:
     many = {LogId(NodeId(f"{i:016x}"), 1): 1 for i in range(SPANS_MAX + 5)}
     assert [len(spans) for spans in wants(told(linked(), many))] == [SPANS_MAX]

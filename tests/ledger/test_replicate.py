@@ -19,6 +19,8 @@ from piclusterd.events import (
     Elected,
     Event,
     Fact,
+    HardStateSaved,
+    LeaderChanged,
     LinkDown,
     LinkUp,
     OpenHub,
@@ -50,11 +52,13 @@ class Desk:
         self.term: Term = 0
         self.leader: NodeId | None = None
         self.may_vote = True
+        self.config_stored = True
         self.voters = tuple(voters)
         self.ledger = Reconcile(heads, 1.0, tokens)
         self.machine = Replicate(
-            A, self.ledger, Rules(**rules), lambda: self.leader, tokens, may_vote=lambda: self.may_vote
-        )
+            A, self.ledger, Rules(**rules), lambda: self.leader, tokens,
+            lambda: self.config_stored, lambda: self.may_vote,
+        )  # fmt: skip
 
     def handle(self, event: Event) -> list[Output]:
         self.ledger.handle(event, 0.0, self.term)
@@ -416,3 +420,79 @@ def test_the_opening_of_a_new_log_waits_for_no_copies() -> None:
     opening = Fact(LogId(A, 2), 1, 0, "log.open", {})
     assert desk.handle(Appended(9, (ENTRY,), (opening,))) == []
     assert desk.machine.waiting == 0
+
+
+# other voters under way ------------------------------------------------------------------------------------------
+def test_who_carries_holds_all_that_may_have_been_acknowledged() -> None:
+    desk = Desk()
+    desk.activate()
+    desk.held_by(LEARNER, {LOG: 1})
+    assert [desk.machine.carries(n) for n in (A, B, C, LEARNER)] == [True, True, False, True]
+    desk.appended(7, 2)
+    assert desk.machine.carries(LEARNER), "nobody was told that it is durable"
+    assert durable(desk.held_by(B, {LOG: 2})) == [(7, 2)]
+    assert [desk.machine.carries(n) for n in (A, B, LEARNER)] == [True, True, False]
+    desk.held_by(LEARNER, {LOG: 2})
+    assert desk.machine.carries(LEARNER)
+
+
+def test_what_the_log_of_another_held_when_we_became_active_is_carried_too() -> None:
+    desk = Desk(held={OLD: 4})
+    desk.activate()
+    assert not desk.machine.carries(B), "it said that it holds our log only"
+    desk.held_by(B, {LOG: 1, OLD: 3})
+    assert not desk.machine.carries(B)
+    desk.held_by(B, {LOG: 1, OLD: 4})
+    assert desk.machine.carries(B)
+
+
+def test_what_was_said_in_an_older_term_carries_nothing() -> None:
+    desk = Desk()
+    desk.activate()
+    assert desk.machine.carries(B)
+    desk.lead(2)
+    assert not desk.machine.carries(B)
+    desk.held_by(B, {LOG: 1}, term=1)
+    assert not desk.machine.carries(B)
+    desk.held_by(B, {LOG: 1})
+    assert desk.machine.carries(B)
+
+
+def test_the_next_voters_carry_when_as_many_as_make_a_thing_durable_among_them_do() -> None:
+    desk = Desk()
+    desk.activate()
+    assert desk.machine.carried((A, B, C, D)), "A and B: W of four is two"
+    assert desk.machine.carried((A,))
+    assert not desk.machine.carried((A, C))
+    assert not desk.machine.carried((C, D))
+    assert not desk.machine.carried((A, B, C, D, E)), "W of five is three"
+    desk.held_by(D, {LOG: 1})
+    assert desk.machine.carried((A, B, C, D, E))
+
+
+def test_copies_are_counted_among_the_voters_of_the_newest_config() -> None:
+    desk = Desk()
+    desk.activate()
+    desk.machine.change((A, C, D))
+    desk.appended(7, 2)
+    assert durable(desk.held_by(B, {LOG: 2})) == [], "B is no voter any more"
+    assert durable(desk.held_by(D, {LOG: 2})) == [(7, 2)], "D is one now"
+
+
+def test_nothing_is_durable_until_the_config_its_copies_are_counted_in_is_stored() -> None:
+    """With two copies of four voters, the three of the config before could elect one that has neither."""
+    desk = Desk()
+    desk.activate()
+    desk.appended(7, 2)
+    desk.config_stored = False
+    assert durable(desk.held_by(B, {LOG: 2})) == []
+    assert durable(desk.handle(HardStateSaved(1))) == []
+    desk.config_stored = True
+    assert durable(desk.handle(HardStateSaved(2))) == [(7, 2)], "our own disk was the one that was missing"
+
+
+def test_what_others_note_moves_no_phase() -> None:
+    desk = Desk()
+    desk.activate()
+    assert desk.machine.note(LeaderChanged(1, A)) == []
+    assert desk.machine.active

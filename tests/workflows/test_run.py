@@ -301,6 +301,28 @@ def test_a_run_that_another_coordinator_finished_is_left_alone(office: Office) -
     assert not fresh.todo
 
 
+@pytest.mark.parametrize("landed", ["intent", "result"])
+def test_a_run_whose_end_another_coordinator_recorded_meanwhile_goes_no_further(office: Office, landed: str) -> None:
+    """That ledger was cut off, and came back while this coordinator had a step of the run under way."""
+    act = office.to_first_act()
+    if landed == "result":
+        office.finish(act)
+    else:
+        office.take(office.machine.note(Deposed(1, "why"), 0.0))
+        office.activate(term=3)
+    append = office.next_append(f"run.{landed}", "classify")
+    end = Fact(office.ledger.facts[0].log, 99, 2, "run.done", {"run": run_of("k"), "outcome": "done"})
+    office.journal.grow([end])
+    if landed == "result":
+        office.land(append)
+    else:
+        office.take(office.machine.handle(AppendFailed(append.token, "disk full"), 0.0))
+        office.tick()
+    assert not office.todo
+    assert office.machine.in_flight == 0
+    assert office.state() == "done"
+
+
 # a second coordinator --------------------------------------------------------------------------------------------
 def play(office: Office, moves: int = 10_000) -> list[Act]:
     """Up to `moves` moves (an append lands, an act is done, an outcome arrives); the acts that were done."""

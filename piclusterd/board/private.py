@@ -1,9 +1,14 @@
-"""Small files beside the ledger: replaced in one step, durable on return, readable by their owner only."""
+"""Small files that matter (keys, votes, marks): replaced in one step, durable on return, their owner's only."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def make_private_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
 
 
 def write_private(path: Path, data: bytes) -> None:
