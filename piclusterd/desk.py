@@ -26,13 +26,14 @@ from .cluster.links import Links
 from .cluster.tokens import Tokens
 from .config import Config
 from .errors import PiclusterError, UserError
-from .events import ChangeVoters, Choice, HookArrived, HookTaken, Snapshot, View, WhoServes
+from .events import ChangeVoters, Choice, HookArrived, HookTaken, Snapshot, WhoServes
 from .ids import NodeId, Term
 from .inference.pool import Pool
 from .inference.serving import Serving
 from .integrations.hub import HubClient
 from .integrations.hub_frames import HubHook
 from .mailbox import Mailbox
+from .views import View
 from .web import admin, openai
 from .web.app import Doors
 from .web.hooks import hook_of
@@ -171,7 +172,7 @@ class Desk:
             return False
         taken = await self.take_hook(verified)
         self._bus.publish(
-            "hook", {"text": f"webhook {hook.seq} is acknowledged to the hub", "seq": hook.seq, "run": taken.run}
+            "hook", {"text": f"webhook {hook.seq} may be acknowledged to the hub", "seq": hook.seq, "run": taken.run}
         )
         return True
 

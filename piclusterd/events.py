@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .ids import LogId, NodeId, RunId, Term
-from .views import MemberView as MemberView
-from .views import RunView as RunView
-from .views import View as View
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
 
 Token = int

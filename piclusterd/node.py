@@ -58,7 +58,6 @@ from .events import (
     StepFinished,
     Stopped,
     Stored,
-    View,
     WhoServes,
 )
 from .ids import LogId, NodeId, Term
@@ -66,6 +65,7 @@ from .inference.placement import Placement
 from .ledger.care import Care
 from .ledger.reconcile import Reconcile
 from .ledger.replicate import Replicate, copies_needed
+from .views import View
 from .wire import (
     Ack,
     Batch,
@@ -109,7 +109,7 @@ TICKET_SHIFT = 32
 ELECTION = 1
 """Place of election in the list of deadlines."""
 TIMERS_OF_NOTES = (3, 4, 5)
-"""Places of intake and runs: of those that hear notes, the ones with deadlines."""
+"""Places of intake, runs and reconfigure: of those that hear notes, the ones with deadlines."""
 ASKED = (WhoServes, Snapshot, Shutdown)
 """Events that the hall itself answers."""
 

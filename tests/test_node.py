@@ -54,13 +54,13 @@ from piclusterd.events import (
     Stopped,
     Store,
     Stored,
-    View,
     WhoServes,
 )
 from piclusterd.ids import NodeId
 from piclusterd.ledger import store
 from piclusterd.node import BOUND_TO_HARD_STATE, INCARNATION_SHIFT, Node, Setup
 from piclusterd.sim.keys import SimKey, verify
+from piclusterd.views import View
 from piclusterd.wire import (
     BATCH_BYTES_MAX,
     BATCH_ENTRIES_MAX,

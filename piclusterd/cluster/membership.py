@@ -43,13 +43,13 @@ from ..events import (
     LinkDown,
     LinkUp,
     LoopLagged,
-    MemberView,
     Output,
     Received,
     Send,
     Shutdown,
 )
 from ..ids import NodeId
+from ..views import MemberView
 from ..wire import Ack, Facts, Gossip, Member, Nack, PeerMessage, Ping, PingReq, PushPull
 from .belief import Belief
 from .broadcast import Broadcast

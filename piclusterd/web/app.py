@@ -33,7 +33,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from ..board.logs import request_id
 from ..errors import PiclusterError, Refused, Unavailable, UserError
-from ..events import HookTaken, View
+from ..events import HookTaken
+from ..views import View
 from ..wire import HOOK_BYTES_MAX, Hook
 from . import admin, health, hooks, metrics, status, stream
 from .admin import AdminDoors

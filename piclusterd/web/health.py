@@ -42,8 +42,8 @@ from aiohttp import web
 
 from ..board.sensors import HOT_C
 from ..errors import PiclusterError
-from ..events import MemberView, View
 from ..ids import NodeId
+from ..views import MemberView, View
 
 FULL_SHARE = 0.92
 """Of memory: past it a Pi begins to swap to its card, and everything on it crawls."""

@@ -25,8 +25,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..board.sensors import HOT_C
 from ..errors import PiclusterError
-from ..events import MemberView, RunView, View
 from ..ids import NodeId
+from ..views import MemberView, RunView, View
 from ..wire import Facts
 from . import health
 from .admin import as_json

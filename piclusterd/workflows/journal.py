@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..events import Fact, Record, RunView
+from ..events import Fact, Record
 from ..ids import LogId, RunId, Term, run_id
+from ..views import RunView
 from ..wire import Hook
 
 Rank = tuple[Term, LogId, int]

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 
 from piclusterd.errors import PiclusterError
-from piclusterd.events import HookTaken, MemberView, RunView, View
+from piclusterd.events import HookTaken
 from piclusterd.ids import NodeId, RunId
+from piclusterd.views import MemberView, RunView, View
 from piclusterd.web.admin import AdminDoors, TokenLine, TokenMade, TokenWish, VoterWish
 from piclusterd.web.app import Doors, make_app, serve
 from piclusterd.web.stream import EventBus

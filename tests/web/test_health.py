@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from piclusterd.errors import Unavailable
-from piclusterd.events import View
+from piclusterd.views import View
 from piclusterd.web import health
 
 from .house import Node, member, node, relay, serving, view
