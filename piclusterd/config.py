@@ -103,6 +103,13 @@ class Inference:
         int, Meta(ge=1, le=4096, description="requests waiting for one model on this node before 429")
     ] = 64
     load_timeout_s: Annotated[float, Meta(ge=1.0, le=3600.0, description="seconds a model may take to load")] = 300.0
+    worker_socket: Annotated[
+        str,
+        Meta(
+            description="unix socket where systemd starts a confined worker for each model;"
+            " empty or missing: children of the daemon"
+        ),
+    ] = ""
     default_model: Annotated[str, Meta(description="the model workflows use; empty: the first of [[models]]")] = ""
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .board import logs
+from .board import listen_fds, logs
 from .board.facts import describe_node
 from .board.sd_notify import Notifier
 from .cluster import hardstate, identity
@@ -50,8 +50,8 @@ from .ledger.ballast import BALLAST_BYTES
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .upkeep import losses, scrub, votes_lost
-from .web.app import make_app, serve
+from .upkeep import losses, scrub, stroke_watchdog, votes_lost
+from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
 from .workflows.triage import Triage
@@ -85,6 +85,7 @@ class Daemon:
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
         self._names: dict[NodeId, str] = {}
+        self._served: Served | None = None
 
     # starting ------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -112,7 +113,9 @@ class Daemon:
             check_time=_clock_is_synced(),
         )  # fmt: skip
         self._stack.push_async_callback(self.links.close)
-        self.pool = Pool(config.inference.queue_max, config.inference.load_timeout_s, self.pool_moved.set)
+        inference = config.inference
+        worker_socket = Path(inference.worker_socket) if inference.worker_socket else None
+        self.pool = Pool(inference.queue_max, inference.load_timeout_s, self.pool_moved.set, worker_socket)
         self._stack.push_async_callback(self.pool.close)
         self.desk = Desk(
             config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model()
@@ -129,6 +132,7 @@ class Daemon:
         self._task(self._tell_facts(), "facts")
         self._task(scrub(self.ledger, self.mailbox), "scrub")
         self._task(keep_renewed(me, self.links), "certificate")
+        self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
         self._dial_known()
         self.notifier.ready(f"node {me.name} of {me.cluster}")
@@ -205,9 +209,9 @@ class Daemon:
         self.addresses = tuple(f"{host}:{self.peer_port}" for host in self._hosts())
         self.links.addresses = self.desk.addresses = self.addresses
         doors = self.desk.doors(lambda: str(self.ledger.fault or ""))
-        served = await serve(make_app(doors), config.api.host, config.api.port, Path(config.api.socket))
-        self._stack.push_async_callback(served.close)
-        self.api_port = served.port
+        api, passed = config.api, listen_fds.take("api", self.environ)
+        self._served = await serve(make_app(doors), api.host, api.port, Path(api.socket), passed)
+        self.api_port = self._served.port
         if config.discovery.enabled:
             advert = Advert(me.node, me.cluster_id, me.name, self.peer_port, me.can_issue, config.peers.advertise)
             discovery = Discovery(advert, self._on_seen, config.discovery.interfaces)
@@ -291,18 +295,13 @@ class Daemon:
         )
 
     async def _watch_loop(self) -> None:
-        """Tell the node when it was stalled, and systemd that it is not."""
-        fed = self.clock()
+        """Tell the node when it was stalled."""
         while True:
             before = self.clock()
             await asyncio.sleep(LAG_TICK_S)
             now = self.clock()
             if now - before - LAG_TICK_S > LAG_TOLD_S:
                 await self.mailbox.post(LoopLagged(now - before - LAG_TICK_S))
-            period = self.notifier.watchdog_s
-            if period is not None and now - fed >= period / 2 and self.ledger.healthy:
-                self.notifier.watchdog()
-                fed = now
 
     def _task(self, work: Any, name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -326,7 +325,9 @@ class Daemon:
         self.notifier.stopping()
 
     async def stop(self) -> None:
-        """Close everything, newest first. Bounded: what does not close in time is left to the process's end."""
+        """Answer what was asked, then close everything, newest first. What takes too long is left to the end."""
+        if self._served is not None:
+            await self._served.close()  # first: the node answers until its doors are shut
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,6 +1,7 @@
-"""What a running node does for its own ledger, unasked: look for rot, and tell the owner what a start found missing.
+"""What a running node does unasked: look for rot, say that it lives, tell the owner what a start found missing.
 
     every SCRUB_EVERY_S ─▶ ledger.scrub_slice ─▶ Damaged (where it changed) ─▶ node: `ledger.care`
+    every quarter of WatchdogSec, once the ledger's writer answered ─▶ WATCHDOG=1
     start ─▶ losses ─▶ alarms
 
 It decides nothing: what is to be done about rot and losses is `ledger.care`'s, and the owner's.
@@ -12,7 +13,8 @@ import asyncio
 import logging
 from pathlib import Path
 
-from .errors import PiclusterError
+from .board.sd_notify import Notifier
+from .errors import Broken, PiclusterError
 from .events import Damaged
 from .ledger.archive import VOTES_LOST
 from .ledger.writer import LedgerWriter
@@ -40,6 +42,25 @@ async def scrub(ledger: LedgerWriter, mailbox: Mailbox, every_s: float = SCRUB_E
             await mailbox.post(Damaged(ledger.damaged))
         if end:
             await asyncio.sleep(SCRUB_REST_S)
+
+
+async def stroke_watchdog(notifier: Notifier, ledger: LedgerWriter) -> None:
+    """Tell systemd that this node lives, as long as the loop turns and the ledger's writing thread answers.
+
+    A disk that is full or fails is an answer too: a restart would not mend it, and the node is still of use. A thread
+    that does not come back holds the stroke up, and systemd starts a whole daemon.
+    """
+    if notifier.watchdog_s is None:
+        return
+    while True:
+        try:
+            await ledger.apply(())  # a transaction of nothing, in its turn behind all others
+            notifier.watchdog()
+        except Broken:
+            notifier.watchdog()
+        except PiclusterError as fault:
+            log.warning("the ledger's writer does not answer the watchdog: %s", fault)
+        await asyncio.sleep(notifier.watchdog_s / 2)
 
 
 def votes_lost(state: Path) -> str:

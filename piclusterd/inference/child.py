@@ -1,24 +1,20 @@
 """The pool's end of one child process: started, spoken to, and certainly ended.
 
-    start ──spawn, Load──▶ Ready ──call(Generate)──▶ Delta*, Done        any moment ──death──▶ every call: Unavailable
+    start ──process, Load──▶ Ready ──call(Generate)──▶ Delta*, Done      any moment ──death──▶ every call: Unavailable
 
-It owns the process and the socket, and pairs answers with callers by id. The child gets no environment but what it
-needs to run. It is ended by closing the socket, then by its id with SIGKILL if it does not go.
+It owns the socket and pairs answers with callers by id. How the process comes to be and ends is `process`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from ..errors import PiclusterError, Unavailable, UserError
 from ..wire import Dropped
 from .models import ModelSpec
+from .process import EXIT_GRACE_S, Activated, Process, Spawned
 from .protocol import (
     FRAME_BYTES_MAX,
     LENGTH_BYTES,
@@ -40,12 +36,6 @@ from .protocol import (
     raised,
 )
 
-EXIT_GRACE_S = 2.0
-"""From closing the socket to SIGKILL: a step of a slow board may be running. Nothing in the child needs saving."""
-ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LLAMA_CPP_LIB_PATH")
-"""All the child inherits, beside OMP_* and GGML_*: no key, no token."""
-PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
-
 
 class LoadFault(PiclusterError):
     """The child looked at the file and refused it: trying again would not help."""
@@ -58,9 +48,7 @@ class ChildDied(Unavailable):
 class Child:
     """One running child. Make it with `start`."""
 
-    def __init__(
-        self, name: str, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, name: str, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._name = name
         self._process = process
         self._reader, self._writer = reader, writer
@@ -70,12 +58,12 @@ class Child:
         self._listening: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, spec: ModelSpec, timeout_s: float) -> tuple[Child, Ready]:
-        """A child with the model loaded.
+    async def start(cls, spec: ModelSpec, timeout_s: float, worker_socket: Path | None = None) -> tuple[Child, Ready]:
+        """A child with the model loaded; from systemd where `worker_socket` is there, else a process of our own.
 
         Raises `LoadFault` where the file is refused, `ChildDied` where the child ended or took over `timeout_s`.
         """
-        child = await cls._spawn(spec)
+        child = await cls._begin(spec, worker_socket)
         try:
             async with asyncio.timeout(timeout_s):
                 first = await child._load(spec)
@@ -89,24 +77,16 @@ class Child:
         return child, first
 
     @classmethod
-    async def _spawn(cls, spec: ModelSpec) -> Child:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            reader, writer = await asyncio.open_connection(sock=ours)
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "piclusterd.inference.worker", "--fd", str(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=_environment(),
-                    start_new_session=True,
-                )  # fmt: skip
-            except BaseException as fault:
-                writer.close()
-                if isinstance(fault, OSError):
-                    raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
-                raise
-        return cls(spec.name, process, reader, writer)
+    async def _begin(cls, spec: ModelSpec, worker_socket: Path | None) -> Child:
+        try:
+            if worker_socket is not None:
+                try:
+                    return cls(spec.name, Activated(), *await asyncio.open_unix_connection(worker_socket))
+                except FileNotFoundError:
+                    pass  # its unit is not installed, or not started
+            return cls(spec.name, *await Spawned.start())
+        except OSError as fault:
+            raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
 
     async def _load(self, spec: ModelSpec) -> Ready:
         self._send(Load(str(spec.path), spec.context, spec.slots, spec.threads, spec.batch_threads))
@@ -120,7 +100,8 @@ class Child:
         return first
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
+        """None where systemd started it."""
         return self._process.pid
 
     async def died(self) -> ChildDied:
@@ -216,20 +197,11 @@ class Child:
     async def _epitaph(self) -> str:
         """How the child ended; it is made to end if it has only stopped talking."""
         await self._end(EXIT_GRACE_S)
-        code = self._process.returncode or 0
-        return f"It was ended by {signal.Signals(-code).name}." if code < 0 else f"It exited with status {code}."
+        return self._process.epitaph()
 
     async def _end(self, grace_s: float) -> None:
         self._writer.close()
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._process.wait()
-        except TimeoutError:
-            try:
-                self._process.kill()
-            except ProcessLookupError:
-                pass
-            await self._process.wait()
+        await self._process.end(grace_s)
 
     async def close(self, grace_s: float = EXIT_GRACE_S) -> None:
         """End the child and wait until it is gone; running calls get `ChildDied`."""
@@ -240,8 +212,3 @@ class Child:
             await self._writer.wait_closed()
         except ConnectionError:
             pass
-
-
-def _environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key in ENVIRONMENT or key.startswith(("OMP_", "GGML_"))}
-    return kept | {"PYTHONPATH": PACKAGE_PARENT}

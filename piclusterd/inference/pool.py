@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Literal
 
 from ..errors import NotFound, Overloaded, Unavailable
@@ -55,7 +56,14 @@ class Average:
 class Served:
     """One model: its child, kept alive by `_supervise`, and its queue."""
 
-    def __init__(self, spec: ModelSpec, queue_max: int, load_timeout_s: float, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        queue_max: int,
+        load_timeout_s: float,
+        on_change: Callable[[], None],
+        worker_socket: Path | None = None,
+    ) -> None:
         self.spec = spec
         self.state: State = "loading"
         self.why = ""
@@ -66,6 +74,7 @@ class Served:
         self.prefill, self.decode, self.lasted = Average(), Average(), Average()
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
+        self._worker_socket = worker_socket
         self._on_change = on_change
         self._turn = asyncio.Semaphore(spec.slots)  # first come, first served
         self._changed = asyncio.Event()
@@ -93,7 +102,7 @@ class Served:
         loading_deaths = 0
         while True:
             try:
-                self.child, self.ready = await Child.start(self.spec, self._load_timeout_s)
+                self.child, self.ready = await Child.start(self.spec, self._load_timeout_s, self._worker_socket)
             except LoadFault as fault:
                 self._give_up(str(fault))
                 return
@@ -187,7 +196,15 @@ class Served:
 class Pool:
     """Every model of this node. `on_change` is called, often, whenever `facts` may differ: coalesce it."""
 
-    def __init__(self, queue_max: int, load_timeout_s: float, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        queue_max: int,
+        load_timeout_s: float,
+        on_change: Callable[[], None] = lambda: None,
+        worker_socket: Path | None = None,
+    ) -> None:
+        """`worker_socket`: where systemd starts a worker for every connection; missing: children of our own."""
+        self._worker_socket = worker_socket
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
         self._on_change = on_change
@@ -198,7 +215,9 @@ class Pool:
         """Begin to load `models`, and return. See `states` for what becomes of them."""
         for spec in models:
             assert spec.name not in self._served, f"{spec.name} is served twice"
-            self._served[spec.name] = Served(spec, self._queue_max, self._load_timeout_s, self._on_change)
+            self._served[spec.name] = Served(
+                spec, self._queue_max, self._load_timeout_s, self._on_change, self._worker_socket
+            )
             self._aliases |= dict.fromkeys(spec.aliases, spec.name)
 
     async def close(self) -> None:
@@ -219,7 +238,7 @@ class Pool:
         return await self._of(model).settled()
 
     def pid(self, model: str) -> int | None:
-        """Process id of the child of `model`, for the metrics of the board."""
+        """Process id of the child of `model`; None where there is none, or where systemd started it."""
         served = self._of(model)
         return served.child.pid if served.child is not None and served.state == "ready" else None
 

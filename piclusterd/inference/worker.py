@@ -6,7 +6,8 @@
 
 One thread alternates between socket and engine, and blocks on the socket when the engine is idle. It has no network, no
 secrets and no state worth keeping: whatever goes wrong in the C++ below it ends this process and nothing else. It ends
-when the socket closes, and the kernel ends it when the daemon dies without closing anything (PR_SET_PDEATHSIG).
+when the socket closes: at once where it is idle, after LEAVE_S from a second thread where a step or a load goes on
+(started by systemd, it has nobody who would kill it). A child of the daemon's dies with it (PR_SET_PDEATHSIG).
 It volunteers for the OOM killer and yields the processor to the daemon.
 """
 
@@ -20,6 +21,8 @@ import select
 import signal
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +55,8 @@ NICENESS = 5
 SUBMIT_DEADLINE_S = 15
 """For template, tokeniser and grammar of one request. A chat template can compute for ever, and inside one C call no
 handler would run: the alarm is left at its default, which ends the process."""
+LEAVE_S = 2.0
+"""From the pool's end of the socket closing to the end of this process, whatever it is doing."""
 READ_BYTES = 256 * 1024
 
 
@@ -94,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the pool")
     arguments = parser.parse_args(argv)
     _settle_in()
+    threading.Thread(target=_leave_with_the_pool, args=(os.dup(arguments.fd),), daemon=True).start()
     with socket.socket(fileno=arguments.fd) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         serve(Channel(sock))
 
@@ -106,6 +112,14 @@ def _settle_in() -> None:
         os.nice(NICENESS)
     except OSError:
         pass  # some containers forbid it; both are courtesies
+
+
+def _leave_with_the_pool(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    poll.poll()
+    time.sleep(LEAVE_S)
+    os._exit(0)
 
 
 def serve(channel: Channel) -> None:

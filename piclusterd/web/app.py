@@ -13,6 +13,7 @@ and told without its traceback.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -25,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,10 +47,13 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = HOOK_BYTES_MAX + 64 * 1024
 """The largest webhook and some slack, so that its own door can say exactly what was too large."""
-SHUTDOWN_S = 5.0
-"""How long open requests may go on once the daemon stops; streams are ended first."""
+SHUTDOWN_S = 10.0
+"""How long open requests may go on once the daemon stops; streams of events are ended first. Meanwhile new clients wait
+in the queue of systemd's socket, so it is no longer than a person's patience."""
 SOCKET_MODE = 0o660
 """Owner and group: whoever is in the group may administer the node."""
+LINGER_S = 0.1
+"""From the last connection taken to the first one closed: its request is on the way, and is to be answered."""
 BACKLOG = 128
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -280,18 +285,29 @@ class Served:
     """A running listener. `port` is the TCP port it got."""
 
     def __init__(self, runner: web.AppRunner, port: int, socket_path: Path | None) -> None:
+        """`socket_path`: the unix socket that is ours to remove."""
         self._runner, self.port, self._socket_path = runner, port, socket_path
 
     async def close(self) -> None:
-        """End the streams, give open requests `SHUTDOWN_S`, release port and socket."""
+        """Take no new connections, answer those that were taken, end the streams, give open requests `SHUTDOWN_S`."""
+        for site in tuple(self._runner.sites):
+            await site.stop()
+        await asyncio.sleep(LINGER_S)
         await self._runner.cleanup()
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
 
 
-async def serve(app: web.Application, host: str, port: int, socket_path: Path | None = None) -> Served:
+async def serve(
+    app: web.Application,
+    host: str,
+    port: int,
+    socket_path: Path | None = None,
+    passed: Mapping[socket.AddressFamily, socket.socket] = MappingProxyType({}),
+) -> Served:
     """Listen on TCP and, where given, on a unix socket. Raises `UserError` where either cannot be had.
 
+    `passed` are listening sockets that systemd holds for us (`board.listen_fds`): they are used instead of our own.
     A client that goes away cancels its handler, so that a model stops working for nobody. Bodies arrive as they were
     sent: signatures are over raw bytes, and nothing is inflated (no gzip bombs).
     """
@@ -299,16 +315,43 @@ async def serve(app: web.Application, host: str, port: int, socket_path: Path | 
         app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=SHUTDOWN_S
     )
     await runner.setup()
-    where = f"{host}:{port}"
+    local = passed.get(socket.AF_UNIX)
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
-        if socket_path is not None:
-            where = str(socket_path)
-            await web.SockSite(runner, _bind_unix(socket_path), backlog=BACKLOG).start()
-    except OSError as fault:
+        if tcp := passed.get(socket.AF_INET) or passed.get(socket.AF_INET6):
+            _check_passed(tcp, host, port)
+            await web.SockSite(runner, tcp, backlog=BACKLOG).start()
+        else:
+            await _told(f"{host}:{port}", web.TCPSite(runner, host, port, backlog=BACKLOG).start())
+        if local is not None:
+            await web.SockSite(runner, local, backlog=BACKLOG).start()
+        elif socket_path is not None:
+            await _told(str(socket_path), _serve_unix(runner, socket_path))
+    except UserError:
         await runner.cleanup()
+        raise
+    return Served(runner, runner.addresses[0][1], None if local is not None else socket_path)
+
+
+async def _told(where: str, starting: Awaitable[None]) -> None:
+    try:
+        await starting
+    except OSError as fault:
         raise UserError(f"cannot listen on {where}", str(fault), "Change [api] host, port or socket.") from fault
-    return Served(runner, runner.addresses[0][1], socket_path)
+
+
+def _check_passed(sock: socket.socket, host: str, port: int) -> None:
+    """Who closed the API to the LAN in the configuration must not find it open by a unit file."""
+    there = sock.getsockname()[:2]
+    if there != (host, port):
+        raise UserError(
+            f"systemd listens on {there[0]}:{there[1]}, and [api] says {host}:{port}",
+            "piclusterd.socket opens the listener, so that a restart refuses nobody.",
+            "`systemctl edit piclusterd.socket` with the same address (ListenStream=), or disable that unit.",
+        )
+
+
+async def _serve_unix(runner: web.AppRunner, path: Path) -> None:
+    await web.SockSite(runner, _bind_unix(path), backlog=BACKLOG).start()
 
 
 def _bind_unix(path: Path) -> socket.socket:

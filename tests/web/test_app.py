@@ -295,3 +295,59 @@ async def test_the_view_is_read_by_anybody_as_objects_with_named_fields() -> Non
     assert body["heads"][0] == {"origin": node(1), "epoch": 1, "seq": 18_000}
     assert (body["status"], body["release"], body["uptime_s"]) == ("ok", "0.1.0", 90.0)
     assert body["edge"]["connected"] is True
+
+
+# sockets that systemd holds ---------------------------------------------------------------------------------------
+async def test_passed_sockets_are_served_and_outlive_the_server(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as local:
+        local.bind(str(path))
+        local.listen()
+        port = tcp.getsockname()[1]
+        for _ in range(2):  # one daemon after another
+            passed = {socket.AF_INET: tcp.dup(), socket.AF_UNIX: local.dup()}
+            served = await serve(make_app(Node().doors()), "127.0.0.1", port, path, passed)
+            assert served.port == port
+            async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/livez") as answer:
+                assert answer.status == 200
+            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as client:
+                assert (await client.get("http://x/livez")).status == 200
+            await served.close()
+        assert path.exists()
+
+
+async def test_a_passed_socket_on_another_address_than_configured_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp:
+        port = tcp.getsockname()[1]
+        with pytest.raises(UserError, match=r"\[api\] says 192\.0\.2\.1"):
+            await serve(make_app(Node().doors()), "192.0.2.1", port, passed={socket.AF_INET: tcp})
+
+
+async def test_no_client_is_refused_or_dropped_while_one_server_follows_another() -> None:
+    """Each client makes a new connection for each request, so that some fall on every moment of the change."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as tcp:
+        port = tcp.getsockname()[1]
+        over = asyncio.Event()
+        counts: list[int] = []
+
+        async def client() -> None:
+            done = 0
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+                while not over.is_set():
+                    async with session.get(f"http://127.0.0.1:{port}/livez") as answer:
+                        assert answer.status == 200
+                        done += 1
+            counts.append(done)
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            clients = [group.create_task(client()) for _ in range(4)]
+            for _ in range(5):
+                served = await serve(make_app(Node().doors()), "127.0.0.1", port, passed={socket.AF_INET: tcp.dup()})
+                async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/livez"):
+                    pass
+                await served.close()
+            served = await serve(make_app(Node().doors()), "127.0.0.1", port, passed={socket.AF_INET: tcp.dup()})
+            over.set()
+            await asyncio.gather(*clients)
+            await served.close()
+        assert min(counts) > 5

@@ -1,0 +1,99 @@
+"""The watchdog's stroke depends on a real ledger's writing thread."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from piclusterd.board.sd_notify import Notifier
+from piclusterd.errors import Broken
+from piclusterd.ledger.connection import Work
+from piclusterd.ledger.writer import LedgerWriter
+from piclusterd.upkeep import stroke_watchdog
+from tests.ledger.keys import Key, verify
+
+PERIOD_US = 40_000
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.setblocking(False)
+        yield sock
+
+
+@asynccontextmanager
+async def stroking(ledger: LedgerWriter, systemd: socket.socket) -> AsyncIterator[None]:
+    notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": str(PERIOD_US)})
+    task = asyncio.create_task(stroke_watchdog(notifier, ledger))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def stroke(systemd: socket.socket) -> bytes:
+    async with asyncio.timeout(10):
+        return await asyncio.get_running_loop().sock_recv(systemd, 100)
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[LedgerWriter]:
+    key = Key()
+    opened = await LedgerWriter.start(tmp_path / "ledger.db", key, verify, "pi-1", lambda: 0)
+    yield opened
+    await opened.close()
+
+
+async def on_writing_thread(ledger: LedgerWriter, work: Work[None]) -> None:
+    await ledger._run(work)
+
+
+async def test_an_idle_node_strokes_again_and_again(ledger: LedgerWriter, systemd: socket.socket) -> None:
+    async with stroking(ledger, systemd):
+        assert [await stroke(systemd) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+
+
+async def test_a_writing_thread_that_hangs_holds_the_stroke_up(ledger: LedgerWriter, systemd: socket.socket) -> None:
+    hangs, free = threading.Event(), threading.Event()
+
+    def hang(_conn: object) -> None:
+        hangs.set()
+        free.wait(10)
+
+    hanging = asyncio.create_task(on_writing_thread(ledger, hang))
+    await asyncio.to_thread(hangs.wait, 10)
+    async with stroking(ledger, systemd):
+        for _ in range(3):  # the loop turns, the writer does not
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(2 * PERIOD_US / 1e6):
+                    await asyncio.get_running_loop().sock_recv(systemd, 100)
+        free.set()
+        assert await stroke(systemd) == b"WATCHDOG=1"
+    await hanging
+
+
+async def test_a_disk_that_refuses_is_an_answer_too(
+    ledger: LedgerWriter, systemd: socket.socket, tmp_path: Path
+) -> None:
+    def forbid(conn: sqlite3.Connection) -> None:
+        conn.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+
+    await on_writing_thread(ledger, forbid)
+    with pytest.raises(Broken):
+        await ledger.apply(())
+    async with stroking(ledger, systemd):
+        assert await stroke(systemd) == b"WATCHDOG=1"
+
+
+async def test_nothing_is_sent_where_systemd_does_not_watch(ledger: LedgerWriter, systemd: socket.socket) -> None:
+    await stroke_watchdog(Notifier({"NOTIFY_SOCKET": systemd.getsockname()}), ledger)
+    with pytest.raises(BlockingIOError):
+        systemd.recv(100)
