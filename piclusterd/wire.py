@@ -149,15 +149,19 @@ class Line(NamedTuple):
 
 # membership ------------------------------------------------------------------------------------------------------
 class Ping(Message, frozen=True, tag="ping"):
+    """`digest` is of the ledger's heads, `listed` of the member list; empty where the cluster is too large to agree."""
+
     seq: int
     digest: bytes
     members: tuple[Member, ...] = ()
+    listed: bytes = b""
 
 
 class Ack(Message, frozen=True, tag="ack"):
     seq: int
     digest: bytes
     members: tuple[Member, ...] = ()
+    listed: bytes = b""
 
 
 class PingReq(Message, frozen=True, tag="ping-req"):
@@ -206,7 +210,7 @@ class Vote(Message, frozen=True, tag="vote"):
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """The leader of `term` is here; `digest` is of its ledger's heads."""
+    """The leader of `term` is here; `digest` is of its ledger's heads. No voters: those that you said you hold."""
 
     term: Term
     digest: bytes

@@ -20,6 +20,7 @@ import msgspec
 from ..errors import Unavailable
 from .client import Target, connect
 from .terminal import STYLES, ago, clean, columns, console, plural, size
+from .voter import chosen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,8 @@ class MemberLine(msgspec.Struct, frozen=True):
     facts: FactsLine
     heard_s: float | None = None
     voter: bool = False
+    why: str = ""
+    """What its probes met, oldest first, divided by `; `: the answer to "why was it called dead?"."""
 
 
 class FindingLine(msgspec.Struct, frozen=True):
@@ -103,18 +106,21 @@ def decode(body: bytes) -> Picture:
 
 
 @click.command()
+@click.argument("node", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the daemon's picture as JSON.")
 @click.option("--watch", is_flag=True, help="Draw again every two seconds until Ctrl-C.")
 @click.pass_obj
-def status(options: Any, as_json: bool, watch: bool) -> int:
+def status(options: Any, node: str | None, as_json: bool, watch: bool) -> int:
     """The cluster at a glance: one line a node, then what wants a look.
+
+    With NODE (name or id): that node alone, and what was found when it was probed, so why it was called dead.
 
     Exit code: 0 healthy, 1 degraded, 2 no quorum, 3 daemon unreachable.
     """
-    return asyncio.run(_status(options.target, as_json, watch))
+    return asyncio.run(_status(options.target, node, as_json, watch))
 
 
-async def _status(where: Target, as_json: bool, watch: bool) -> int:
+async def _status(where: Target, node: str | None, as_json: bool, watch: bool) -> int:
     out = console()
     async with connect(where) as client:
         while True:
@@ -124,8 +130,10 @@ async def _status(where: Target, as_json: bool, watch: bool) -> int:
                 out.clear()
             if as_json:
                 print(_ascii_json(body))
-            else:
+            elif node is None:
                 draw(out, picture)
+            else:
+                draw_one(out, picture, node)
             if not watch:
                 return picture.exit_code
             await asyncio.sleep(WATCH_S)
@@ -156,6 +164,16 @@ def draw(out: Console, picture: Picture) -> None:
     for finding in picture.findings:
         line = f"  {finding.severity}: {finding.what}: {finding.why}. {finding.fix}"
         out.print(clean(line), style=STYLES.get(finding.severity, ""))
+
+
+def draw_one(out: Console, picture: Picture, node: str) -> None:
+    """`node`, a name or an id, as the asked daemon sees it. Raises `NotFound`."""
+    wanted = chosen({member.node: member.facts.name for member in picture.members}, node)
+    (member,) = (one for one in picture.members if one.node == wanted)
+    columns(out, TITLES, [_row(picture, member)])
+    out.print(f"# Seen from {clean(picture.name_of(picture.me))}", style="bold")
+    for line in member.why.split("; ") if member.why else ["no probe of it ever failed"]:
+        out.print(f"  {clean(line)}")
 
 
 def _row(picture: Picture, member: MemberLine) -> tuple[str, ...]:

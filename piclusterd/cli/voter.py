@@ -45,13 +45,13 @@ async def _change(where: Target, what: str, node: str) -> None:
     async with connect(where) as client:
         status = json.loads(await client.get("/status.json"))
         names = {member["node"]: member["facts"]["name"] for member in status["members"]}
-        chosen = _chosen(names, node)
-        answer = json.loads(await client.post("/admin/voters", {"what": what, "node": chosen}, CHANGE_S))
+        member = chosen(names, node)
+        answer = json.loads(await client.post("/admin/voters", {"what": what, "node": member}, CHANGE_S))
     voters = ", ".join(clean(names.get(one) or one) for one in answer["voters"])
     click.echo(f"Voters now: {voters} (version {answer['version']}, term {answer['term']}).")
 
 
-def _chosen(names: dict[str, str], node: str) -> str:
+def chosen(names: dict[str, str], node: str) -> str:
     """The id that `node`, a name or an id, means. Raises `NotFound`."""
     if node in names:
         return node

@@ -44,9 +44,9 @@ from ..events import (
     Token,
 )
 from ..ids import NodeId, Term
-from ..wire import Heartbeat, Held, PeerMessage, Push, RequestVote, TimeoutNow, Vote, Voters
+from ..wire import ConfigId, Heartbeat, Held, PeerMessage, Push, RequestVote, TimeoutNow, Vote, Voters
 from .timings import Timings
-from .voter_config import is_newer, restamped
+from .voter_config import config_id, is_newer, restamped
 
 Role = Literal["follower", "pre", "candidate", "leader"]
 
@@ -94,6 +94,8 @@ class Election:
         self._links: dict[NodeId, None] = {}
         self._votes: dict[NodeId, None] = {}
         self._contact: dict[NodeId, float] = {}
+        self._holds: dict[NodeId, ConfigId | None] = {}
+        """Peer → the config it last said is on its disk: it need not be sent twice a second."""
         self._heard = float("-inf")
         self._transfer = False
         self._last_token: Token = 0
@@ -157,6 +159,7 @@ class Election:
             case Heartbeat():
                 return self._adopt_voters(message.voters, now) + self._on_heartbeat(sender, message, now)
             case Held(term):
+                self._holds[sender] = message.config
                 return self._on_held(sender, term, now)
             case Push(term) if term > self.term:
                 return self._follow(term, sender, now)
@@ -306,6 +309,7 @@ class Election:
 
     def _link_lost(self, peer: NodeId, now: float) -> list[Output]:
         self._links.pop(peer, None)
+        self._holds.pop(peer, None)
         if peer == self.leader and self.role == "follower":
             self._heard = float("-inf")
             soon = self._rng.uniform(0.1, 1.0) * LINK_LOST_FRACTION * self._timings.election_min_s
@@ -328,7 +332,8 @@ class Election:
         return SaveHardState(self._last_token, HardState(self.term, self.voted_for, self.voters, self._incarnation))
 
     def _heartbeat_to(self, peer: NodeId) -> list[Output]:
-        return [Send(peer, Heartbeat(self.term, self._digest(), self.voters))]
+        known = self._holds.get(peer) == config_id(self.voters)
+        return [Send(peer, Heartbeat(self.term, self._digest(), Voters() if known else self.voters))]
 
     def _silence(self) -> float:
         return self._rng.uniform(self._timings.election_min_s, self._timings.election_max_s)

@@ -4,6 +4,7 @@
     A ◀──lines of those that differ── B  (node, incarnation, rank, facts version): 40 bytes a member
     A ──members B lacks or has older, and which it wants──▶ B ──those──▶ A
 
+In a cluster small enough for its lists to be the same at rest, the one digest rides on every ping and answer.
 Up to ONE_BUCKET_MAX members there is one bucket. A digest is the XOR of a hash of each line, so it does not depend on
 order and costs no sorting; it is compared, never trusted, and a wrong "equal" lasts until the next change of either.
 Tombstones are in no digest, only among the lines: who never knew a removed member need not hear of it.
@@ -52,6 +53,22 @@ def digests(roster: Roster, buckets: int = 0) -> tuple[bytes, ...]:
     for member in roster.listed():
         marks[_hash(member.node) % len(marks)] ^= _mark(_line(member))
     return tuple(mark.to_bytes(MARK_BYTES, "big") for mark in marks)
+
+
+class ListDigest:
+    """The digest of a list that fits one bucket, worked out again only when the list changed: every ping asks."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._of: list[Member] = []
+        self._digest = b""
+
+    def __call__(self) -> bytes:
+        listed = self._roster.listed()
+        if listed != self._of:
+            self._of = listed
+            (self._digest,) = digests(self._roster, 1)
+        return self._digest
 
 
 def answers(roster: Roster, theirs: PushPull) -> list[PushPull]:

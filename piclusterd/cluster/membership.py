@@ -21,7 +21,8 @@ flooded). A link that closes again and again is left to the probes.
 
 Spreading. Up to PUSH_ALL_MAX members: every change to every link, at once, passed on by whoever it is new to. Above:
 `broadcast`, on pings and in rounds of random gossip. Always: a comparison of lists with a random peer, digests first
-(`exchange`), which alone carries facts in a large cluster; `own_facts` says when our own are worth a new version.
+(`exchange`), which alone carries facts in a large cluster; `own_facts` says when our own are worth a new version. In a
+small one the digest also rides on pings, so that what was lost on the way is noticed within a probe or two.
 
 Assumed of the hands: at most PUSH_ALL_MAX members are all linked as far as the network lets them. In a larger cluster a
 node keeps links to some, a Send to any other member dials it or is relayed, and a link closed because it was idle is
@@ -53,7 +54,7 @@ from ..views import MemberView
 from ..wire import Ack, Facts, Gossip, Member, Nack, PeerMessage, Ping, PingReq, PushPull
 from .belief import Belief
 from .broadcast import Broadcast
-from .exchange import answers, digests
+from .exchange import ListDigest, answers, digests
 from .own_facts import OwnFacts
 from .probing import Probe, Prober, Relay
 from .roster import HERE, Peer, Roster, bare
@@ -66,6 +67,9 @@ FAREWELLS = 6
 """Peers of a large cluster that are told at once when we leave: there is no second round."""
 FAILED_PART = 0.25
 """Of list comparisons tried with a member that has failed: how the halves of a partition find each other again."""
+ANSWER_PART = 0.5
+"""Of `push_pull_s` between two comparisons of a large cluster that one node answers: whom chance makes many nodes'
+partner would send all of them its list (17 KB/s at N = 1000). The asker tries another next time."""
 FLAP_WINDOW_S = 60.0
 FLAPS_MAX = 3
 """Closed links of one peer in that window that start a suspicion (Serf's flap window)."""
@@ -92,6 +96,7 @@ class Membership:
         self._prober = Prober(timings, rng, guards, now)
         self._own = OwnFacts(msgspec.structs.replace(facts, version=0), now)
         self._broadcast = Broadcast()
+        self._list_digest = ListDigest(self.roster)
         self._guards = guards
         self._timings = timings
         self._rng = rng
@@ -101,6 +106,7 @@ class Membership:
         self._belief = Belief(self.roster, timings, guards, self._prober.health, self._links, self._spread)
         self._next_push_pull = now + timings.push_pull_s
         self._next_gossip = float("inf")
+        self._answered = float("-inf")
         self._stall_ended = float("-inf")
 
     # looks ---------------------------------------------------------------------------------------------------
@@ -195,13 +201,15 @@ class Membership:
         if peer is not None:
             peer.heard = now
         match message:
-            case Ping(seq, _, members):
+            case Ping(seq, _, members, listed):
                 out = self._belief.merge_all(members, sender, now)
                 doubted = any(member.node == self.me for member in members)  # a refutation sent before may be lost
                 mine = (bare(self.mine),) if doubted else ()
-                return [*out, Send(sender, Ack(seq, self._digest(), (*mine, *self._news())))]
-            case Ack(seq, _, members):
-                return [*self._belief.merge_all(members, sender, now), *self._acked(seq, sender, now)]
+                answer = Ack(seq, self._digest(), (*mine, *self._news()), self._listed())
+                return [*out, Send(sender, answer), *self._same_list(sender, listed)]
+            case Ack(seq, _, members, listed):
+                out = self._belief.merge_all(members, sender, now)
+                return [*out, *self._acked(seq, sender, now), *self._same_list(sender, listed)]
             case PingReq(seq, target):
                 return self._relay(sender, seq, target, now)
             case Nack(seq):
@@ -210,7 +218,7 @@ class Membership:
             case Gossip(members):
                 return self._belief.merge_all(members, sender, now)
             case PushPull():
-                return [*self._belief.merge_all(message.members, sender, now), *self._compared(sender, message)]
+                return [*self._belief.merge_all(message.members, sender, now), *self._compared(sender, message, now)]
             case _:
                 return []
 
@@ -278,7 +286,7 @@ class Membership:
         peer = self.peers.get(target)
         doubted = peer is not None and peer.member.state == "suspect" and self._guards.lifeguard
         warning = (bare(peer.member, self.me),) if peer is not None and doubted else ()
-        return Send(target, Ping(seq, self._digest(), (*warning, *self._news())))
+        return Send(target, Ping(seq, self._digest(), (*warning, *self._news()), self._listed()))
 
     def _ask_others(self, probe: Probe) -> list[Output]:
         near = self._links if self.small else self.roster.here()
@@ -358,5 +366,19 @@ class Membership:
             partners = list(self._links) if self.small else self.roster.here()
         return [Send(self._rng.choice(partners), PushPull((), True, digests(self.roster)))] if partners else []
 
-    def _compared(self, peer: NodeId, theirs: PushPull) -> list[Output]:
+    def _compared(self, peer: NodeId, theirs: PushPull, now: float) -> list[Output]:
+        routine = not self.small and theirs.digests and theirs.lines is None and not theirs.members
+        if routine and now - self._answered < ANSWER_PART * self._timings.push_pull_s:
+            return []
+        if routine:
+            self._answered = now
         return [Send(peer, answer) for answer in answers(self.roster, theirs)]
+
+    def _listed(self) -> bytes:
+        return self._list_digest() if self.small else b""
+
+    def _same_list(self, peer: NodeId, theirs: bytes) -> list[Output]:
+        """What rode on a ping of a small cluster; where it is not ours, as if `peer` had begun a comparison."""
+        if not theirs or not self.small or theirs == self._list_digest():
+            return []
+        return [Send(peer, answer) for answer in answers(self.roster, PushPull((), True, (theirs,)))]

@@ -9,7 +9,7 @@ order that makes it accuse others most easily (timers of an event loop run befor
 Up to PUSH_ALL_MAX nodes all are linked. Above, each keeps LINKS links, and a Send to any other member is dialled or
 relayed by the hands (see `cluster.membership`), so it arrives too. Links are not drawn to fail: losses are.
 
-Traffic is counted as sent by each node: the encoded message and FRAME_BYTES a message.
+Traffic is counted at both ends: the encoded message and what frames it up to TCP (`wire_bytes`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+
+import msgspec
 
 from ..cluster.membership import PUSH_ALL_MAX, Membership
 from ..cluster.suspicion import Guards
@@ -36,10 +38,15 @@ from ..events import (
     Send,
 )
 from ..ids import NodeId, node_id
-from ..wire import Facts, Member, ModelFacts, encode
+from ..wire import Facts, Member, ModelFacts, PeerMessage, encode
 
-FRAME_BYTES = 40
-"""Of WebSocket (8, masked), link frame (10) and TLS 1.3 record (22) around one message; TCP and IP are not counted."""
+FRAME_BYTES = 31
+"""Around a short message: link frame (5), WebSocket header (2, and 4 of mask in one direction), TLS 1.3 record (22)."""
+SHORT_BYTES = 120
+LONG_BYTES = 3
+"""More around a longer one: two of the WebSocket header, one of the frame."""
+TCP_BYTES = 78
+"""Of TCP/IPv4 a message: one segment's headers with timestamps (52), and half of a bare acknowledgement."""
 LINKS = 8
 """Links a node of a large crowd keeps open: more than ln(1000), so that the graph of links is connected."""
 FACTS_EVERY_S = 5.0
@@ -71,7 +78,9 @@ class Person:
     asleep_until: float = 0.0
     wake: float = float("inf")
     bytes_sent: int = 0
-    messages_sent: int = 0
+    bytes_heard: int = 0
+    messages: int = 0
+    """Sent and heard, as the bytes are: only while metering."""
 
 
 def board_facts(number: int) -> Facts:
@@ -91,6 +100,19 @@ def board_facts(number: int) -> Facts:
         temperature_c=51.0,
         models=(model,),
     )
+
+
+def reading(facts: Facts, rng: Random, restless: bool) -> Facts:
+    """The board of `facts` read once more: at rest its sensors flutter, `restless` its load is another each time."""
+    cpu, heat = (rng.uniform(0, 100), rng.uniform(50, 80)) if restless else (rng.uniform(1, 5), rng.gauss(51, 0.4))
+    used = facts.memory_used + int(rng.gauss(0, 2**24))
+    return msgspec.structs.replace(facts, cpu_percent=cpu, temperature_c=heat, memory_used=used)
+
+
+def wire_bytes(message: PeerMessage) -> int:
+    """Bytes given to TCP for `message`."""
+    body = len(encode(message))
+    return body + FRAME_BYTES + (LONG_BYTES if body > SHORT_BYTES else 0)
 
 
 class Gathering:
@@ -176,14 +198,7 @@ class Gathering:
             self.at(self.now + self._rng.uniform(0.0, FACTS_EVERY_S), lambda p=person: self._read(p, restless))  # type: ignore[misc]
 
     def _read(self, person: Person, restless: bool) -> None:
-        rng = self._rng
-        facts = person.facts
-        cpu, heat = (rng.uniform(0, 100), rng.uniform(50, 80)) if restless else (rng.uniform(1, 5), rng.gauss(51, 0.4))
-        used = facts.memory_used + int(rng.gauss(0, 2**24))
-        fields = {name: getattr(facts, name) for name in facts.__struct_fields__}
-        self.deliver(
-            person, FactsChanged(Facts(**fields | {"cpu_percent": cpu, "temperature_c": heat, "memory_used": used}))
-        )
+        self.deliver(person, FactsChanged(reading(person.facts, self._rng, restless)))
         self.at(self.now + FACTS_EVERY_S, lambda: self._read(person, restless))
 
     def deliver(self, person: Person, event: Event) -> None:
@@ -203,11 +218,14 @@ class Gathering:
         self._schedule(person)
 
     def _send(self, sender: Person, send: Send) -> None:
+        to, event = self.by_id[send.to], Received(sender.node, send.message)
         if self.metering:
-            sender.bytes_sent += len(encode(send.message)) + FRAME_BYTES
-            sender.messages_sent += 1
+            size = wire_bytes(send.message)
+            sender.bytes_sent += size
+            to.bytes_heard += size
+            sender.messages += 1
+            to.messages += 1
         if self._rng.random() >= self.crowd.loss:
-            to, event = self.by_id[send.to], Received(sender.node, send.message)
             self.at(self.now + self._delay(), lambda: self.deliver(to, event))
 
     def _delay(self) -> float:

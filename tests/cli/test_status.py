@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,21 @@ async def test_a_failed_node_stays_in_sight_and_exit_code_is_1(house: Node, serv
     assert "pi-3    failed  voter" in result.out
     assert "UNDERVOLT" in result.out
     assert "# Health" in result.out
+
+
+async def test_one_node_is_shown_with_what_its_probes_met(house: Node, served: Served, path: Path) -> None:
+    story = "40 s ago: no answer to our probe; 32 s ago: not refuted in 8 s; 3 s ago: alive again"
+    house.picture = view(member(1), replace(member(2), why=story), member(3))
+    result = await picluster("--socket", str(path), "status", "pi-2")
+    assert result.code == 0
+    _, row, head, *lines = result.out.splitlines()
+    assert row.split()[:3] == ["pi-2", "alive", "voter"]
+    assert head == "# Seen from pi-1"
+    assert [line.strip() for line in lines] == story.split("; ")
+    quiet = await picluster("--socket", str(path), "status", "pi-3")
+    assert quiet.out.splitlines()[-1] == "  no probe of it ever failed"
+    unknown = await picluster("--socket", str(path), "status", "pi-9")
+    assert unknown.err.startswith("error: which node is pi-9?")
 
 
 async def test_an_open_election_is_exit_code_2(house: Node, served: Served, path: Path) -> None:

@@ -24,7 +24,7 @@ from piclusterd.events import (
     Shutdown,
 )
 from piclusterd.ids import NodeId
-from piclusterd.wire import Heartbeat, Held, Push, RequestVote, TimeoutNow, Vote, Voters
+from piclusterd.wire import ConfigId, Heartbeat, Held, Push, RequestVote, TimeoutNow, Vote, Voters
 
 from .pair import PI, A, B, C, D, Wire, elector
 
@@ -377,6 +377,32 @@ def test_a_new_link_hears_of_the_leader_at_once() -> None:
     node, wire = alone()
     win(node, wire.now + 10)
     assert node.handle(LinkUp(D), wire.now + 10) == [Send(D, Heartbeat(1, b"digest", Voters(1, 1, (A, B, C))))]
+
+
+def test_who_holds_the_voters_already_is_not_sent_them_with_every_heartbeat() -> None:
+    node, wire = alone()
+    win(node, wire.now + 10)
+    now = wire.now + 10
+
+    def told(peer: NodeId) -> Voters:
+        (beat,) = [
+            o.message for o in node.handle(DeadlineReached(), node.deadline()) if isinstance(o, Send) and o.to == peer
+        ]
+        assert isinstance(beat, Heartbeat)
+        return beat.voters
+
+    assert told(B) == node.voters
+    node.handle(Received(B, Held(1, b"", None, ConfigId(1, 1))), now)
+    assert (told(B), told(C)) == (Voters(), node.voters)
+    node.handle(Received(B, Held(1, b"", None, ConfigId(0, 1))), now)
+    assert told(B) == node.voters, "its disk has an older record"
+    node.handle(Received(B, Held(1, b"", None, ConfigId(1, 1))), now)
+    node.change(Voters(2, 1, (A, B)))
+    assert told(B) == node.voters, "changed since"
+    node.handle(Received(B, Held(1, b"", None, ConfigId(1, 2))), now)
+    assert told(B) == Voters()
+    node.handle(LinkDown(B), now)
+    assert node.handle(LinkUp(B), now) == [Send(B, Heartbeat(1, b"digest", node.voters))], "it may be another life"
 
 
 # a leader that dies or leaves ------------------------------------------------------------------------------------
