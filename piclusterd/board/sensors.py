@@ -3,6 +3,7 @@
     devicetree model | DMI | platform ──▶ model        thermal_zone0 ──▶ temperature ──▶ hot
     hwmon rpi_volt in0_lcrit_alarm ──▶ undervolt       scaling_cur_freq under load ──▶ throttled
     /proc/cpuinfo asimddp ──▶ dotprod                  pointer size ──▶ 64-bit userland
+    /proc/pressure/memory ──▶ memory pressure          scaling_governor ──▶ governor
 
 Whatever is absent or unreadable reads as None, 0 or False: sensors never stop a node. The old sysfs file
 `soc:firmware/get_throttled` is not read, since reading it makes the kernel warn with a backtrace (jgyates/genmon 667);
@@ -35,6 +36,7 @@ TEMPERATURE = Path("sys/class/thermal/thermal_zone0/temp")
 HWMON = Path("sys/class/hwmon")
 CPUFREQ = Path("sys/devices/system/cpu/cpu0/cpufreq")
 MEMINFO = Path("proc/meminfo")
+PRESSURE = Path("proc/pressure/memory")
 CPUINFO = Path("proc/cpuinfo")
 
 
@@ -57,6 +59,10 @@ class Readings:
     """False refuses inference: a 64-bit kernel may carry a 32-bit userland, so `uname -m` is no answer."""
     dotprod: bool
     """The processor has Arm's dot product instructions (Pi 5 yes, Pi 4 no)."""
+    governor: str = ""
+    """Of the clock; "" where the kernel does not say."""
+    memory_pressure: float | None = None
+    """Percent of the last 10 s in which something waited for memory; None where the kernel does not measure it."""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -84,7 +90,9 @@ def read(root: Path = Path("/"), cpu_percent: float | None = None) -> Readings:
         throttled=load >= BUSY_PERCENT and _slow(root),
         hot=temperature is not None and temperature > HOT_C,
         userland_64bit=struct.calcsize("P") == 8,
-        dotprod="asimddp" in _text(root / CPUINFO).split(),
+        dotprod="asimddp" in text(root / CPUINFO).split(),
+        governor=text(root / CPUFREQ / "scaling_governor"),
+        memory_pressure=_pressure(root),
     )
 
 
@@ -94,13 +102,13 @@ def _cores() -> int:
 
 
 def _model(root: Path) -> str:
-    return _text(root / DEVICETREE_MODEL) or _text(root / DMI_MODEL) or f"{platform.system()} {platform.machine()}"
+    return text(root / DEVICETREE_MODEL) or text(root / DMI_MODEL) or f"{platform.system()} {platform.machine()}"
 
 
 def _memory(root: Path) -> tuple[int, int]:
     """(used, total) in bytes; from psutil where the tree has no meminfo."""
     kilobytes = {}
-    for line in _text(root / MEMINFO).splitlines():
+    for line in text(root / MEMINFO).splitlines():
         name, _, rest = line.partition(":")
         number = rest.split()
         if number and number[0].isdigit():
@@ -109,6 +117,15 @@ def _memory(root: Path) -> tuple[int, int]:
         memory = psutil.virtual_memory()
         return memory.total - memory.available, memory.total
     return (kilobytes["MemTotal"] - kilobytes["MemAvailable"]) * 1024, kilobytes["MemTotal"] * 1024
+
+
+def _pressure(root: Path) -> float | None:
+    """`some avg10=0.00 avg60=…`: the first figure (kernel's Documentation/accounting/psi)."""
+    words = text(root / PRESSURE).split()
+    try:
+        return float(words[1].removeprefix("avg10="))
+    except (IndexError, ValueError):
+        return None
 
 
 def _temperature(root: Path) -> float | None:
@@ -121,7 +138,7 @@ def _undervolt(root: Path) -> bool:
         sensors = sorted((root / HWMON).iterdir())
     except OSError:
         return False
-    return any(_text(s / "name") == "rpi_volt" and _number(s / "in0_lcrit_alarm") == 1 for s in sensors)
+    return any(text(s / "name") == "rpi_volt" and _number(s / "in0_lcrit_alarm") == 1 for s in sensors)
 
 
 def _slow(root: Path) -> bool:
@@ -130,11 +147,11 @@ def _slow(root: Path) -> bool:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text.lstrip("-").isdecimal() else None
+    found = text(path)
+    return int(found) if found.lstrip("-").isdecimal() else None
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
     """Stripped of white space and of the NUL that ends device tree strings; empty where there is nothing to read."""
     try:
         with path.open("rb") as file:

@@ -31,6 +31,7 @@ COMMANDS = {
     "init": "setup", "join": "setup", "token": "setup", "config": "setup",
     "status": "status", "models": "status", "events": "status", "chat": "chat",
     "voter": "voter", "ledger": "ledger", "backup": "backup", "recover": "backup",
+    "doctor": "doctor",
 }  # fmt: skip
 """Command → the module of this room that has it."""
 

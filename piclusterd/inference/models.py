@@ -96,10 +96,11 @@ def check_header(path: Path) -> int:
 
 async def sha256(path: Path) -> str:
     """Hex digest of the file at `path`, read in a thread (a 2 GB model takes a Pi some 20 s)."""
-    return await asyncio.to_thread(_sha256, path)
+    return await asyncio.to_thread(file_sha256, path)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """As `sha256`, blocking."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(HASH_CHUNK):
