@@ -6,6 +6,7 @@
                                    deciders ─┘        and each once outward as `Noted` for logs and pages
 
 Every slow thing is bracketed by two quick ones: an effect with a `token` out, an event with the same token back.
+The two that there are most of are msgspec structs, which are made several times faster than frozen dataclasses.
 Persist before you promise: an effect that says "done" only answers the event that says durable.
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from .ids import LogId, NodeId, RunId, Term
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
@@ -86,8 +89,7 @@ class DeadlineReached:
     """`node.deadline()` has passed. Spurious ones are harmless."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     sender: NodeId
     message: PeerMessage
 
@@ -234,8 +236,7 @@ Event = (
 
 
 # effects ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Best effort: lost where there is no link."""
 
     to: NodeId

@@ -15,6 +15,7 @@ Term = int
 """Election term (Raft §5.1). Grows; at most one coordinator acts in a term."""
 
 NODE_ID_LENGTH = 16
+HEX_DIGITS = "0123456789abcdef"
 RUN_ID_LENGTH = 32
 
 
@@ -31,7 +32,7 @@ def node_id(public_key: bytes) -> NodeId:
 
 
 def is_node_id(text: str) -> bool:
-    return len(text) == NODE_ID_LENGTH and all(c in "0123456789abcdef" for c in text)
+    return len(text) == NODE_ID_LENGTH and not text.strip(HEX_DIGITS)
 
 
 def run_id(workflow: str, dedupe_key: str) -> RunId:

@@ -103,7 +103,6 @@ HELD_BACK_MAX = 1024
 RUNS_SHOWN = 50
 INCARNATION_SHIFT = 20
 """Boot counter << 20 leaves room for a million refutations before two lives of a node could meet."""
-
 TICKET_SHIFT = 32
 """Boot counter << 32: no life forwards so many webhooks, and the boot counter has room for another 31 bits."""
 ELECTION = 1
@@ -112,7 +111,6 @@ TIMERS_OF_NOTES = (3, 4, 5)
 """Places of intake, runs and reconfigure: of those that hear notes, the ones with deadlines."""
 ASKED = (WhoServes, Snapshot, Shutdown)
 """Events that the hall itself answers."""
-
 BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
 """Messages that promise a term or a vote: they never leave before it is durable (Raft §5.1)."""
 
@@ -190,10 +188,12 @@ class Node:
             effects += self._asked(event, now)
         return self._hold_back(effects) if self._waiting or self.election.unsaved else effects
 
-    def _settle(self, outputs: Iterable[Output], event: Event, now: float) -> list[Effect]:
+    def _settle(self, outputs: list[Output], event: Event, now: float) -> list[Effect]:
         """Notes go round until none is left; what remains is effects."""
-        queue = deque(outputs)
-        effects: list[Effect] = []
+        effects: list[Effect] = [output for output in outputs if isinstance(output, Send)]
+        if len(effects) == len(outputs):
+            return effects  # as almost always
+        queue, effects = deque(outputs), []
         for _ in range(NOTES_MAX):
             if not queue:
                 return effects
@@ -302,7 +302,8 @@ class Node:
                     out += self.election.retire(why, now)
                 case Answer():
                     out.append(decision)
-        self._due[ELECTION] = self._deadlines[ELECTION]()
+        if decisions:
+            self._due[ELECTION] = self._deadlines[ELECTION]()
         return out
 
     def _voters_note(self, note: Note, now: float) -> list[Output]:
@@ -360,7 +361,7 @@ class Node:
         return self.reconcile.digest
 
     def _may_vote(self) -> bool:
-        return self.care.may_vote and not self._votes_lost
+        return not (self.care.lost or self._votes_lost)
 
     def _may_stand(self, now: float) -> bool:
         voters = self.election.voters.voters

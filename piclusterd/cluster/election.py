@@ -152,15 +152,15 @@ class Election:
 
     def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
         match message:
-            case RequestVote():
-                return self._adopt_voters(message.voters, now) + self._on_request(sender, message, now)
-            case Vote():
-                return self._on_vote(sender, message, now)
             case Heartbeat():
                 return self._adopt_voters(message.voters, now) + self._on_heartbeat(sender, message, now)
             case Held(term):
                 self._holds[sender] = message.config
                 return self._on_held(sender, term, now)
+            case RequestVote():
+                return self._adopt_voters(message.voters, now) + self._on_request(sender, message, now)
+            case Vote():
+                return self._on_vote(sender, message, now)
             case Push(term) if term > self.term:
                 return self._follow(term, sender, now)
             case TimeoutNow(term) if term == self.term and sender == self.leader and self._may_campaign(now):

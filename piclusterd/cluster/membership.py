@@ -155,8 +155,9 @@ class Membership:
         return (me, *others)
 
     def deadline(self) -> float:
-        suspects = [suspicion.due for suspicion in self.roster.suspects.values()]
-        return min(self._prober.deadline(), self._next_push_pull, self._next_gossip, self._own.due, *suspects)
+        due = min(self._prober.deadline(), self._next_push_pull, self._next_gossip, self._own.due)
+        suspects = self.roster.suspects
+        return min(due, *[suspicion.due for suspicion in suspects.values()]) if suspects else due
 
     # events --------------------------------------------------------------------------------------------------
     def handle(self, event: Event, now: float) -> list[Output]:

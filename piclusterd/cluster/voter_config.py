@@ -17,7 +17,7 @@ def config_id(config: Voters) -> ConfigId:
 
 
 def is_newer(config: Voters, than: Voters) -> bool:
-    return config_id(config) > config_id(than)
+    return (config.term, config.version) > (than.term, than.version)
 
 
 def restamped(config: Voters, term: Term) -> Voters:

@@ -108,15 +108,13 @@ class Care:
                 return []
 
     def _on_held(self, sender: NodeId, held: Held, voters: Sequence[NodeId], copies: int) -> list[Output]:
-        if held.heads is None:
-            theirs = dict(self._held) if held.digest == self._digest() else None
-        else:
-            theirs = {head.log: head.seq for head in held.heads}
-        if theirs is None:
-            return []
-        out = self._open_epoch(self.rewind.on_heads(held.heads or (), self._held))
-        if self.lost:
-            self._told[sender] = theirs
+        out = self._open_epoch(self.rewind.on_heads(held.heads, self._held)) if held.heads else []
+        if not self.lost:
+            return out
+        if held.heads is not None:
+            self._told[sender] = {head.log: head.seq for head in held.heads}
+        elif held.digest == self._digest():
+            self._told[sender] = dict(self._held)
         return out + self._convalesce(voters, copies)
 
     def _convalesce(self, voters: Sequence[NodeId], copies: int) -> list[Output]:

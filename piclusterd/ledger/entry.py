@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import msgpack
@@ -63,6 +64,8 @@ SEQ_MAX = 2**40 - 1
 INT_MAX = 2**63 - 1
 """SQLite's largest integer: a header with a larger one could not be stored."""
 HLC_COUNTER_BITS = 16
+HEADERS_KEPT = 1024
+"""Decoded headers at hand: one is looked at when it is checked, stored, served and told. About half a megabyte."""
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(public key, signature, data) → is it that key's signature of that data? Must not raise on junk."""
@@ -222,6 +225,11 @@ def _groups(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
 # reading ----------------------------------------------------------------------------------------------------------
 def decode_header(data: bytes) -> Header | Dropped:
     """The header in `data`: every type and range checked, or why it is none."""
+    return _decode_header(data) if len(data) <= HEADER_BYTES_MAX else Dropped(f"junk: header of {len(data)} bytes")
+
+
+@lru_cache(HEADERS_KEPT)
+def _decode_header(data: bytes) -> Header | Dropped:
     raw = unpack(data, HEADER_BYTES_MAX)
     if isinstance(raw, Dropped):
         return Dropped(f"junk: header: {raw.reason}")

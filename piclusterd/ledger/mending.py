@@ -34,9 +34,11 @@ class Mending:
         Not while an acknowledged entry may be among the damaged. One that W voters hold is on W - 1 others, so once
         N - W + 1 others were asked and had none, it was never acknowledged, and what nobody holds cannot be mended.
         """
+        if not self.damaged:
+            return True
         others = [voter for voter in voters if voter != me]
         silent = sum(now - self._asked[voter] >= ASK_AGAIN_S for voter in others if voter in self._asked)
-        return not self.damaged or silent >= min(len(others), len(voters) - copies + 1)
+        return silent >= min(len(others), len(voters) - copies + 1)
 
     def deadline(self) -> float:
         return self._due if self.damaged and self._peers else float("inf")

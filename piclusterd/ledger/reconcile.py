@@ -32,7 +32,7 @@ from ..events import (
     Token,
 )
 from ..ids import LogId, NodeId, Term
-from ..wire import Ack, Batch, ConfigId, Head, Held, Ping, Span, Want
+from ..wire import Ack, Batch, ConfigId, Head, Held, PeerMessage, Ping, Span, Want
 from .entry import digest
 
 WANT_TIMEOUT_S = 5.0
@@ -46,8 +46,12 @@ READS_MAX = 4
 
 def lacking(mine: dict[LogId, int], theirs: Iterable[Head]) -> tuple[Span, ...]:
     """What `theirs` holds and `mine` does not."""
-    ends = [(LogId(origin, epoch), seq) for origin, epoch, seq in theirs]
-    return tuple(sorted([Span(*log, mine.get(log, 0) + 1, seq) for log, seq in ends if seq > mine.get(log, 0)]))
+    spans: list[Span] = []
+    for origin, epoch, seq in theirs:
+        held = mine.get(LogId(origin, epoch), 0)
+        if seq > held:
+            spans.append(Span(origin, epoch, held + 1, seq))
+    return tuple(sorted(spans))
 
 
 class Reconcile:
@@ -93,18 +97,8 @@ class Reconcile:
         """`term` is the election's, by now durable or held back with what it goes into."""
         self._term = term
         match event:
-            case Received(sender, Ping() | Ack() as message):
-                return self._compare(sender, message.digest, now)
-            case Received(sender, Held(_, _, heads)) if heads is not None:
-                return self._on_held(sender, heads, now)
-            case Received(sender, Held(0, _, None)):
-                return self._compare(sender, b"", now)  # it may not vote (`care`) and asks what we hold
-            case Received(sender, Want(spans)):
-                return self._on_want(sender, spans)
-            case Received(sender, Batch(entries)):
-                token = next(self._tokens)
-                self._stores[token] = sender
-                return [Store(token, entries, resets=True)]
+            case Received(sender, message):
+                return self._receive(sender, message, now)
             case EntriesRead(token, entries) if token in self._reads:
                 return [Send(self._reads.pop(token), Batch(entries))]
             case Appended(_, _, facts):
@@ -120,6 +114,23 @@ class Reconcile:
                 return []
             case DeadlineReached():
                 return self._overdue(now)
+            case _:
+                return []
+
+    def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
+        match message:
+            case Ping() | Ack():
+                return self._compare(sender, message.digest, now)
+            case Held(term, _, heads):
+                if heads is not None:
+                    return self._on_held(sender, heads, now)
+                return [] if term else self._compare(sender, b"", now)  # it may not vote (`care`) and asks what we hold
+            case Want(spans):
+                return self._on_want(sender, spans)
+            case Batch(entries):
+                token = next(self._tokens)
+                self._stores[token] = sender
+                return [Store(token, entries, resets=True)]
             case _:
                 return []
 

@@ -50,7 +50,7 @@ from ..events import (
     Token,
 )
 from ..ids import LogId, NodeId, Term
-from ..wire import Entry, Head, Heartbeat, Held, Push
+from ..wire import Entry, Head, Heartbeat, Held, PeerMessage, Push
 from .reconcile import Reconcile, lacking
 
 Phase = Literal["idle", "recovering", "opening", "active"]
@@ -118,11 +118,12 @@ class Replicate:
     def copies(self, log: LogId, seq: int) -> int:
         """Voters known to hold entry `seq` of `log` durably, ourselves included. Only meaningful while leading."""
         mine = self._ledger.held.get(log, 0) >= seq
-        return sum((v == self.me and mine) or self._held.get(v, {}).get(log, 0) >= seq for v in self._voters)
+        others = [v for v in self._voters if v in self._held and self._held[v].get(log, 0) >= seq]
+        return len(others) + (mine and self.me in self._voters and self.me not in others)
 
     def is_durable(self, log: LogId, seq: int) -> bool:
         wanted = copies_needed(len(self._voters)) if self._rules.enough_copies else 1
-        if not self._config_stored() or self.copies(log, seq) < wanted:
+        if self.copies(log, seq) < wanted or not self._config_stored():
             return False
         self._base[log] = max(seq, self._base.get(log, 0))  # whoever asks may acknowledge it now
         return True
@@ -150,12 +151,8 @@ class Replicate:
         """Comes after election and reconcile have seen the same event; `term` is the election's."""
         self._term = term
         match event:
-            case Received(sender, Heartbeat(beat_term, theirs)):
-                return self._on_heartbeat(sender, beat_term, theirs)
-            case Received(sender, Push(push_term, entries)):
-                return self._on_push(sender, push_term, entries)
-            case Received(sender, Held() as held):
-                return self._on_held(sender, held)
+            case Received(sender, message):
+                return self._receive(sender, message)
             case Appended(_, _, facts) if self.phase != "idle" and facts[-1].kind != OPENING:
                 return self._on_appended(event)
             case AppendFailed(token) if token == self._opening:
@@ -171,6 +168,17 @@ class Replicate:
             case LinkDown(peer):
                 self._links.pop(peer, None)
                 return []
+            case _:
+                return []
+
+    def _receive(self, sender: NodeId, message: PeerMessage) -> list[Output]:
+        match message:
+            case Heartbeat(beat_term, theirs):
+                return self._on_heartbeat(sender, beat_term, theirs)
+            case Held():
+                return self._on_held(sender, message)
+            case Push(push_term, entries):
+                return self._on_push(sender, push_term, entries)
             case _:
                 return []
 
@@ -256,10 +264,8 @@ class Replicate:
             return self._open() if self._recovered() or not self._rules.recovery_barrier else []
         if not self._unacked:
             return []
-        ready = [u for u in self._unacked if self.is_durable(u.log, u.seq)]
-        self._unacked = [u for u in self._unacked if u not in ready] if ready else self._unacked
         out: list[Output] = []
-        for unacked in ready:
+        for unacked in self._ready():
             if unacked.token == self._opening:
                 self.phase = "active"
                 self._base = dict(self._ledger.held)
@@ -267,6 +273,16 @@ class Replicate:
             self._base[unacked.log] = max(unacked.seq, self._base.get(unacked.log, 0))
             out.append(Durable(unacked.token, unacked.facts, self.copies(unacked.log, unacked.seq)))
         return out
+
+    def _ready(self) -> list[Unacked]:
+        """Takes what is durable now off `_unacked`. Behind an entry that is not, no later one of its log can be."""
+        ready: list[Unacked] = []
+        waiting: list[Unacked] = []
+        for unacked in self._unacked:
+            behind = bool(waiting) and waiting[-1].log == unacked.log
+            (waiting if behind or not self.is_durable(unacked.log, unacked.seq) else ready).append(unacked)
+        self._unacked = waiting
+        return ready
 
     def _recovered(self) -> bool:
         """E voters, ourselves included, reported heads in this term, and we hold all of them."""

@@ -41,13 +41,14 @@ class Rewind:
         """Why a new epoch must be opened; "" where all is well, or where it is being opened already."""
         if self.suspended or self.current is None:
             return ""
-        lost = next((h for h in theirs if h.log == self.current and h.seq > held.get(h.log, 0)), None)
+        mine = held.get(self.current, 0)
+        lost = next((h for h in theirs if h.seq > mine and h.log == self.current), None)
         if lost is None:
             return ""
         self.suspended = True
         return (
             f"this node's disk was put back to an older state: others hold {lost.seq} entries of its log"
-            f" {lost.epoch}, it holds {held.get(lost.log, 0)}. It fetches them and goes on in a new log."
+            f" {lost.epoch}, it holds {mine}. It fetches them and goes on in a new log."
         )
 
     def on_fork(self, forked: Iterable[LogId]) -> str:

@@ -49,6 +49,12 @@ def logs(conn: sqlite3.Connection) -> dict[LogId, Log]:
     return {LogId(NodeId(origin), epoch): Log(row, bytes(key)) for origin, epoch, row, key in rows}
 
 
+def find(conn: sqlite3.Connection, log: LogId) -> Log | None:
+    """The row of `log`; None where nothing of it is held."""
+    found = conn.execute("SELECT id, key FROM logs WHERE origin = ? AND epoch = ?", log).fetchone()
+    return None if found is None else Log(*found)
+
+
 def insert_log(conn: sqlite3.Connection, log: LogId, key: bytes) -> Log:
     row = conn.execute("INSERT INTO logs (origin, epoch, key) VALUES (?, ?, ?)", (*log, key)).lastrowid
     assert row is not None

@@ -67,6 +67,8 @@ def scrub(conn: sqlite3.Connection, cursor: int, verify: Verify, entries_max: in
 def damaged(conn: sqlite3.Connection) -> tuple[Span, ...]:
     """What is quarantined, as the fewest spans."""
     spans: list[Span] = []
+    if conn.execute("SELECT 1 FROM damaged LIMIT 1").fetchone() is None:
+        return ()
     for log, row in rows.logs(conn).items():
         spans += rows.spans_of(log, rows.damaged_seqs(conn, row))
     return tuple(spans)

@@ -127,7 +127,8 @@ def append_drafts(
 ) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
     """As `append`, for records that were checked and encoded before."""
     with transaction(conn):
-        row = rows.logs(conn)[log]
+        row = rows.find(conn, log)
+        assert row is not None, "a log is opened before it is extended"
         assert row.key == signer.public_key, "a log is extended only with the key it was opened with"
         if branches.is_frozen(conn, row):
             raise Unavailable("this node's log is closed", "two branches of it were seen", "Another one is opened now.")
@@ -150,11 +151,10 @@ def apply(conn: sqlite3.Connection, entries: Sequence[Entry], verify: Verify, re
     heads: list[Head] = []
     forks: list[Span] = []
     with transaction(conn):
-        logs = rows.logs(conn)
         blemished = rows.is_blemished(conn)
         for log, run in runs.items():
-            row = logs.get(log)
-            if row is None and len(logs) >= HEADS_MAX:
+            row = rows.find(conn, log)
+            if row is None and len(rows.logs(conn)) >= HEADS_MAX:
                 dropped.append(Dropped(f"junk: {log.origin}/{log.epoch} would be log {HEADS_MAX + 1}, over the cap"))
                 continue
             facts += scrub.repair(conn, log, row, run, verify) if row and blemished else []
@@ -171,7 +171,7 @@ def apply(conn: sqlite3.Connection, entries: Sequence[Entry], verify: Verify, re
                 heads.append(_forked_head(conn, log, row))
             elif taken.signed.seq:
                 heads.append(Head(*log, taken.signed.seq))
-        missing = branches.missing(conn)
+        missing = branches.missing(conn) if blemished or forks else ()
     return Applied(tuple(facts), tuple(sorted(heads)), tuple(dropped), tuple(forks), missing)
 
 
@@ -196,7 +196,7 @@ def read(conn: sqlite3.Connection, spans: Sequence[Span], bytes_max: int, entrie
     checkpoint whose past was pruned is read from the checkpoint on. Rot is not served: its span ends before it.
     Of a frozen log all branches are read.
     """
-    logs = rows.logs(conn)
+    logs = rows.logs(conn)  # the spans are a peer's: their numbers may be none that SQLite could look for
     batch: list[Entry] = []
     size = 0
     for span in spans:

@@ -137,7 +137,8 @@ class Checks:
     def stepped(self, actor: Actor, node: Node) -> None:
         """After every event of a node."""
         disk = actor.disk
-        if disk.hard is not self._hard.get(disk.node):
+        if disk.hard is not actor.seen:
+            actor.seen = disk.hard
             self._never_back(disk.node, disk.hard)
         wants, held_back = node.reconcile.waiting, node.held_back
         if wants > PEERS_MAX or held_back > HELD_BACK_MAX:

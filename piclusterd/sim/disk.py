@@ -30,7 +30,7 @@ from ..events import (
     Store,
     Stored,
 )
-from ..ids import LogId, NodeId
+from ..ids import LogId, node_id
 from ..ledger import rows, scrub, store
 from ..ledger.entry import decode_header
 from ..wire import Dropped, Entry, Head, Span
@@ -75,6 +75,7 @@ class Disk:
         self.conn = store.open_database(":memory:")
         self._epochs = itertools.count(1)
         """The daemon draws them at random: an image that was put back does not know which were used."""
+        self.node = node_id(key.public_key)
         self.log: LogId = store.open_log(self.conn, key, name, next(self._epochs), YEAR_2026_MS)
         self.lost = ""
         """The note beside the ledger: why it may lack what it acknowledged."""
@@ -91,10 +92,6 @@ class Disk:
         self._slow = slow
         self._synced: tuple[Head, ...] = store.heads(self.conn)
         self._synced_hard = self.hard
-
-    @property
-    def node(self) -> NodeId:
-        return self.log.origin
 
     def steady(self) -> None:
         """From now on an fsync takes FASTEST_S."""

@@ -100,9 +100,8 @@ class SimHands:
             return
         message = of_newer_release(send.message) if sender.newer else send.message
         if message is not None:
-            event = Received(me, message)
             for delay in world.network.delays(me, send.to, world.now):
-                world.deliver_in(delay, to, event)
+                world.deliver_in(delay, to, Received(me, message))
         if world.vote_crash and isinstance(message, Vote) and message.granted and not message.pre:
             self._maybe_cut_power(sender)
 

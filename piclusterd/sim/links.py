@@ -69,7 +69,8 @@ class Links:
 
     def linked(self, one: Actor, other: Actor) -> bool:
         """Do both ends believe in it?"""
-        return (one.number, other.number) in self._ends and (other.number, one.number) in self._ends
+        ends, a, b = self._ends, one.number, other.number
+        return (a, b) in ends and (b, a) in ends
 
     def lose(self, actor: Actor, silently: bool) -> None:
         """Its process is gone: its own ends with it, and the others notice unless it went `silently`."""

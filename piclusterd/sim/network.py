@@ -79,13 +79,13 @@ class Network:
 
     def delays(self, sender: NodeId, to: NodeId, now: float) -> tuple[float, ...]:
         """When copies of one message arrive, in seconds from now; empty: lost."""
-        weather = self.weather
+        weather, random = self.weather, self._rng.random
         if self._cut and (sender, to) in self._cut:
             return ()
-        if weather.loss and self._rng.random() < weather.loss:
+        if weather.loss and random() < weather.loss:
             return ()
         held = max(self._clogged.get((sender, to), now) - now, 0.0) if self._clogged else 0.0
-        if weather.duplication and self._rng.random() < weather.duplication:
+        if weather.duplication and random() < weather.duplication:
             return (held + self._delay(), held + self._delay())
         return (held + self._delay(),)
 

@@ -44,6 +44,7 @@ SAME_TIME_MAX = 100_000
 LAG_MIN_S = 0.1
 """A stall shorter than this is no news to the daemon's ticker."""
 NEVER = float("inf")
+DUE = DeadlineReached()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class Actor:
     inbox: deque[Event] = field(default_factory=deque)
     step_s: float = 0.0
     """CPU seconds an event takes; 0: too short to matter."""
+    seen: HardState | None = None
+    """The hard state that the checks looked at last."""
     newer: bool = False
     """Speaks a newer release: its messages carry a field nobody here knows."""
 
@@ -308,8 +311,9 @@ class World:
         effects = node.handle(event, self.now)
         if self.watch is not None:
             self.watch(actor, event, effects)
+        perform = self.hands.perform
         for effect in effects:
-            self.hands.perform(actor, effect)
+            perform(actor, effect)
             if actor.life != life:
                 return
         self.checks.stepped(actor, node)
@@ -337,7 +341,7 @@ class World:
         if later > self.now:
             self._wake_at(actor, later)
         else:
-            self.deliver(actor, life, DeadlineReached())
+            self.deliver(actor, life, DUE)
 
     # the trace -----------------------------------------------------------------------------------------------
     def note(self, actor: Actor, what: object) -> None:
@@ -345,10 +349,11 @@ class World:
         self._trace(actor, what)
 
     def _trace(self, actor: Actor, what: object) -> None:
-        sender = 0
-        kind: str | type = what if isinstance(what, str) else type(what)
+        kind: str | type
         if isinstance(what, Received):
             sender, kind = self.by_id[what.sender].number + 1, type(what.message)
+        else:
+            sender, kind = 0, what if isinstance(what, str) else type(what)
         code = self._kinds.get(kind)
         if code is None:
             code = self._kinds[kind] = len(self._kinds)

@@ -139,6 +139,12 @@ def test_a_header_out_of_range_is_junk(change: dict[str, Any]) -> None:
     assert outcome.reason.startswith("junk")
 
 
+def test_what_is_longer_than_any_header_is_junk() -> None:
+    outcome = e.decode_header(bytes(e.HEADER_BYTES_MAX + 1))
+    assert isinstance(outcome, Dropped)
+    assert outcome.reason.startswith("junk")
+
+
 def test_the_largest_header_fits_its_cap() -> None:
     header = e.Header(
         e.VERSION, NodeId("f" * 16), e.INT_MAX, e.SEQ_MAX, b"\1" * 32, "k" * e.KIND_CHARS_MAX, e.INT_MAX, e.INT_MAX,

@@ -35,7 +35,7 @@ from piclusterd.ids import LogId, NodeId, Term
 from piclusterd.ledger.entry import digest
 from piclusterd.ledger.reconcile import Reconcile
 from piclusterd.ledger.replicate import Replicate, copies_needed
-from piclusterd.wire import Entry, Head, Heartbeat, Held, Push, Voters
+from piclusterd.wire import Entry, Head, Heartbeat, Held, Nack, Push, Voters
 
 A, B, C, D, E = (NodeId(letter * 16) for letter in "abcde")
 LEARNER = NodeId("f" * 16)
@@ -496,3 +496,7 @@ def test_what_others_note_moves_no_phase() -> None:
     desk.activate()
     assert desk.machine.note(LeaderChanged(1, A)) == []
     assert desk.machine.active
+
+
+def test_what_a_peer_says_to_other_deciders_changes_nothing() -> None:
+    assert Desk().handle(Received(B, Nack(1))) == []
