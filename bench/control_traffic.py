@@ -41,8 +41,10 @@ IDLE_MAX = {4: 1000.0, 1000: 10_000.0}
 
 def traffic(report: Report, nodes: int, restless: bool, seconds: float, real: Measured | None) -> None:
     gathering = Gathering(Crowd(nodes))
-    gathering.read_boards(restless)
-    gathering.run(2 * GAP_PER_MEMBER_S * nodes if restless else 20.0)  # past the first round of facts
+    gap = max(20.0, GAP_PER_MEMBER_S * nodes)
+    gathering.run(gap)
+    gathering.read_boards(restless, gap)  # not all at once: the cluster was not born in one second
+    gathering.run(gathering.now + gap)  # past the first round of facts
     gathering.metering = True
     gathering.run(gathering.now + seconds)
     loads = "every load changing every 5 s" if restless else "at rest"

@@ -19,8 +19,9 @@ TEMPERATURE_C = 2.0
 """Below the step between "warm" and "throttles" on any board, above the sensor's flutter."""
 PART = 0.1
 """Of a measured rate (tokens/s) or of all memory: what would change the choice of a node."""
-GAP_PER_MEMBER_S = 0.1
-"""N = 1000: 100 s between two loads of one node, so that each node hears 10 a second."""
+GAP_PER_MEMBER_S = 0.2
+"""N = 1000: 200 s between two loads of one node, so that each node hears 5 a second: with 10, the busiest nodes sent
+and heard more than 10 KB/s."""
 REFRESH_S = 60.0
 REFRESH_PER_MEMBER_S = 0.5
 

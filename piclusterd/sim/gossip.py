@@ -192,10 +192,13 @@ class Gathering:
         if self.crowd.told_of_stalls:
             self.at(person.asleep_until, lambda: self.deliver(person, LoopLagged(seconds)))
 
-    def read_boards(self, restless: bool) -> None:
-        """From now on every node reads its board every few seconds. `restless`: each time with another load."""
+    def read_boards(self, restless: bool, within: float = FACTS_EVERY_S) -> None:
+        """Every node reads its board every few seconds, the first time `within` seconds of now.
+
+        `restless`: each time with another load.
+        """
         for person in self.people:
-            self.at(self.now + self._rng.uniform(0.0, FACTS_EVERY_S), lambda p=person: self._read(p, restless))  # type: ignore[misc]
+            self.at(self.now + self._rng.uniform(0.0, within), lambda p=person: self._read(p, restless))  # type: ignore[misc]
 
     def _read(self, person: Person, restless: bool) -> None:
         self.deliver(person, FactsChanged(reading(person.facts, self._rng, restless)))
