@@ -19,6 +19,8 @@ from typing import Any, Literal
 import msgspec
 
 from .ids import LogId, NodeId, RunId, Term
+from .views import Choice as Choice
+from .views import HookTaken as HookTaken
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
 
 Token = int
@@ -120,18 +122,25 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class AppendFailed:
+    """Nothing of `Append(token)` was kept. `disk`: for the disk's sake, not the records' or a full queue's."""
+
     token: Token
     why: str
+    disk: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Entries of `Store(token)` that were new are durable, in order. `heads` are of the logs it touched."""
+    """Entries of `Store(token)` that were new are durable, in order. `heads` are of the logs it touched.
+
+    `refused`: why the disk took none of them; "" where it did its work.
+    """
 
     token: Token
     facts: tuple[Fact, ...]
     heads: tuple[Head, ...]
     dropped: tuple[Dropped, ...] = ()
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +226,23 @@ class ChangeVoters:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveLeadership:
+    """The owner wants another voter to coordinate: `to`, or the best there is. Answered with the `LeaderChanged` that
+    says who leads afterwards, or with a `PiclusterError`."""
+
+    ticket: Ticket
+    to: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskProbed:
+    """`why` the disk is not well; "" where there is room and a write landed."""
+
+    token: Token
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What does the node know? Answered by `View`."""
 
@@ -231,7 +257,8 @@ class Shutdown:
 Event = (
     DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
     | Damaged | Diverged
-    | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | Snapshot | Shutdown
+    | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | MoveLeadership
+    | DiskProbed | Snapshot | Shutdown
 )  # fmt: skip
 
 
@@ -282,6 +309,13 @@ class NewEpoch:
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """Forget, durably, that this node forgot."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDisk:
+    """Is there room, and does a write land? Behind whatever is being written. Answered by `DiskProbed`."""
+
+    token: Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +373,8 @@ class Stopped:
 
 
 Effect = (
-    Send | SaveHardState | Append | Store | Read | NewEpoch | Recovered | Ask | CallOut | OpenHub | CloseHub | Answer
-    | Noted | Stopped
+    Send | SaveHardState | Append | Store | Read | NewEpoch | Recovered | ProbeDisk | Ask | CallOut | OpenHub | CloseHub
+    | Answer | Noted | Stopped
 )  # fmt: skip
 
 
@@ -386,6 +420,15 @@ class Deposed:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOver:
+    """This node led `term` and gave it up to `to`: by hand, or because of its disk or board."""
+
+    term: Term
+    to: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Activated:
     """Recovery is over: this node coordinates `term`."""
 
@@ -426,29 +469,9 @@ class LedgerAlarm:
 
 
 Note = (
-    MemberUp | MemberDown | LeaderChanged | Elected | Deposed | Activated
+    MemberUp | MemberDown | LeaderChanged | Elected | Deposed | HandedOver | Activated
     | LedgerGrew | Durable | RunMoved | LedgerAlarm
 )  # fmt: skip
 
 Output = Effect | Note
 """What a decider returns: effects for the hands, notes for the other deciders."""
-
-
-# answers ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Answer to `WhoServes`."""
-
-    node: NodeId
-    name: str
-    model: str
-    reason: str
-    predicted_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class HookTaken:
-    """Answer to `HookArrived`: durable on W ledgers; `run` is set where a workflow took it up."""
-
-    run: RunId | None
-    duplicate: bool

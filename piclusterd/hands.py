@@ -16,7 +16,7 @@ from typing import Any, Protocol, assert_never
 
 from .cluster import hardstate
 from .cluster.links import Links
-from .errors import Overloaded, PiclusterError, Unavailable
+from .errors import Broken, Overloaded, PiclusterError, Unavailable
 from .events import (
     Answer,
     Append,
@@ -26,6 +26,7 @@ from .events import (
     CallOut,
     CloseHub,
     Damaged,
+    DiskProbed,
     Diverged,
     Effect,
     EntriesRead,
@@ -35,6 +36,7 @@ from .events import (
     Note,
     Noted,
     OpenHub,
+    ProbeDisk,
     Read,
     Recovered,
     SaveHardState,
@@ -60,7 +62,7 @@ SAVE_RETRY_S = 1.0
 """A disk that refuses a vote is full or failing: a second is long for it and short for an election."""
 
 
-DiskEffect = SaveHardState | Append | Store | Read | NewEpoch | Recovered
+DiskEffect = SaveHardState | Append | Store | Read | NewEpoch | Recovered | ProbeDisk
 
 
 class Service(Protocol):
@@ -99,7 +101,7 @@ class Hands:
         match effect:
             case Send(to, message):
                 self._links.send(to, message)
-            case SaveHardState() | Append() | Store() | Read() | NewEpoch() | Recovered():
+            case SaveHardState() | Append() | Store() | Read() | NewEpoch() | Recovered() | ProbeDisk():
                 self._start(self._on_disk(effect))
             case Ask():
                 self._start(self._ask(effect))
@@ -145,6 +147,8 @@ class Hands:
                 return self._open_epoch(effect)
             case Recovered():
                 return self._recovered()
+            case ProbeDisk():
+                return self._probe(effect)
 
     async def _save(self, effect: SaveHardState) -> None:
         """In order (a lock is first come, first served), and again until it is durable: the node waits for it."""
@@ -165,7 +169,7 @@ class Hands:
             event = Appended(effect.token, entries, facts)
         except PiclusterError as fault:
             log.error("nothing appended: %s", fault)
-            event = AppendFailed(effect.token, str(fault))
+            event = AppendFailed(effect.token, str(fault), disk=isinstance(fault, Broken))
         await self._mailbox.post(event)
 
     async def _store(self, effect: Store) -> None:
@@ -173,7 +177,8 @@ class Hands:
         try:
             applied = await self._ledger.apply(effect.entries, effect.resets)
         except PiclusterError as fault:
-            await self._mailbox.post(Stored(effect.token, (), (), (Dropped(str(fault)),)))
+            refused = str(fault) if isinstance(fault, Broken) else ""
+            await self._mailbox.post(Stored(effect.token, (), (), (Dropped(str(fault)),), refused))
             return
         await self._mailbox.post(Stored(effect.token, applied.facts, applied.heads, applied.dropped))
         if applied.forks or applied.missing:
@@ -197,6 +202,14 @@ class Hands:
             await self._ledger.recovered()
         except OSError as fault:
             log.error("not noted that this ledger is whole again; the next start looks again: %s", fault)
+
+    async def _probe(self, effect: ProbeDisk) -> None:
+        why = ""
+        try:
+            await self._ledger.probe()
+        except PiclusterError as fault:
+            why = str(fault)
+        await self._mailbox.post(DiskProbed(effect.token, why))
 
     async def _read(self, effect: Read) -> None:
         try:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from .cluster.election import UNFIT, Election
+from .cluster.fitness import Fitness
+from .cluster.handover import Handover, HeirLooks
 from .cluster.membership import Membership
 from .cluster.reconfigure import Change, Decision, Looks, NewVoters, Reconfigure, Retire, Standing
 from .cluster.suspicion import Guards
@@ -32,6 +34,7 @@ from .events import (
     Damaged,
     DeadlineReached,
     Deposed,
+    DiskProbed,
     Diverged,
     Effect,
     Elected,
@@ -46,6 +49,7 @@ from .events import (
     LinkDown,
     LinkUp,
     LoopLagged,
+    MoveLeadership,
     Note,
     Noted,
     Output,
@@ -65,6 +69,7 @@ from .inference.placement import Placement
 from .ledger.care import Care
 from .ledger.reconcile import Reconcile
 from .ledger.replicate import Replicate, copies_needed
+from .picture import picture
 from .views import View
 from .wire import (
     Ack,
@@ -100,15 +105,14 @@ NOTES_MAX = 10_000
 """Notes that one event may cause; more is a loop between deciders, which is a bug."""
 HELD_BACK_MAX = 1024
 """Messages waiting for a stalled disk; the oldest are lost, as on a bad link, and are said again by the protocols."""
-RUNS_SHOWN = 50
 INCARNATION_SHIFT = 20
 """Boot counter << 20 leaves room for a million refutations before two lives of a node could meet."""
 TICKET_SHIFT = 32
 """Boot counter << 32: no life forwards so many webhooks, and the boot counter has room for another 31 bits."""
-ELECTION = 1
-"""Place of election in the list of deadlines."""
-TIMERS_OF_NOTES = (3, 4, 5)
-"""Places of intake, runs and reconfigure: of those that hear notes, the ones with deadlines."""
+MEMBERSHIP, ELECTION = 0, 1
+"""Places in the list of deadlines."""
+TIMERS_OF_NOTES = (3, 4, 5, 6)
+"""Places of intake, runs, reconfigure and handover: of those that hear notes, the ones with deadlines."""
 ASKED = (WhoServes, Snapshot, Shutdown)
 """Events that the hall itself answers."""
 BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
@@ -142,7 +146,7 @@ class Node:
     def __init__(self, setup: Setup, rng: Random, now: float) -> None:
         tokens = itertools.count(1)
         self.me = setup.me
-        self._cluster = setup.cluster
+        self.cluster = setup.cluster
         self._rules = setup.rules
         self._votes_lost = setup.votes_lost
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
@@ -152,9 +156,11 @@ class Node:
         incarnation = setup.hard.incarnation << INCARNATION_SHIFT
         guards = Guards(loop_lag=setup.rules.lag_discard)
         self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now, guards)
+        fitness = Fitness(setup.timings, tokens, now)
         self.election = Election(
-            setup.me, setup.hard, setup.timings, rng, self._digest, now, setup.rules, self._may_stand, self._may_vote
-        )
+            setup.me, setup.hard, setup.timings, rng, self._digest, now, setup.rules, self._may_stand, self._may_vote,
+            lambda: bool(fitness.trouble), fitness.stretch,
+        )  # fmt: skip
         self.replicate = Replicate(
             setup.me, self.reconcile, setup.rules, lambda: self.election.leader, tokens,
             lambda: self.reconfigure.stored, self._may_vote,
@@ -163,19 +169,26 @@ class Node:
             self.replicate.carries, self.replicate.carried, self.election.hears, lambda: not self.election.unsaved
         )
         self.reconfigure = Reconfigure(setup.me, looks)
+        self.handover = Handover(setup.me, setup.timings, fitness, HeirLooks(
+            lambda: self.election.role == "leader", lambda: self.election.term, lambda: self.election.voters.voters,
+            self.election.reaches, self.replicate.carries, self.membership.facts,
+        ))  # fmt: skip
         self.journal = Journal()
         self.journal.grow(setup.ledger)
         durable, last_ticket = self.replicate.is_durable, setup.hard.incarnation << TICKET_SHIFT
         self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)
-        timed = (self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure, self.care)
+        timed = (
+            self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure, self.handover,
+            self.care,
+        )  # fmt: skip
         self._deadlines = [decider.deadline for decider in timed]
         self._due = [deadline() for deadline in self._deadlines]
         """Each decider's deadline; it moves only when the decider is handed an event or a note."""
         handlers: tuple[Handler, ...] = (
             self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle,
-            self._reconfigure, self._care,
+            self._reconfigure, self._handover, self._care,
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
@@ -186,6 +199,7 @@ class Node:
         effects: list[Effect] = self._settle(outputs, event, now) if outputs else []
         if type(event) in ASKED:
             effects += self._asked(event, now)
+        self.handover.fitness.wrote(effects, now)
         return self._hold_back(effects) if self._waiting or self.election.unsaved else effects
 
     def _settle(self, outputs: list[Output], event: Event, now: float) -> list[Effect]:
@@ -216,7 +230,7 @@ class Node:
     # routing -------------------------------------------------------------------------------------------------
     def _table(self) -> dict[type, tuple[Turn, ...]]:
         """Who hears of what, in order. What is not listed concerns nobody."""
-        members, election, reconcile, intake, runs, voters, care = self._timed
+        members, election, reconcile, intake, runs, voters, handover, care = self._timed
         replicate: Turn = (None, self._replicate)
         linked = (members, election, reconcile, care, replicate)
         return {
@@ -229,16 +243,17 @@ class Node:
             **dict.fromkeys((ForwardHook, HookStored, HookArrived), (intake,)),
             LinkUp: linked,
             LinkDown: (*linked, intake),
-            HardStateSaved: (election, replicate, voters),
+            HardStateSaved: (handover, election, replicate, voters),
             Sealed: (election,),
             ChangeVoters: (voters,),
-            **dict.fromkeys((Appended, Stored), (reconcile, care, replicate, intake, voters)),
-            AppendFailed: (replicate, intake, runs),
+            **dict.fromkeys((MoveLeadership, DiskProbed), (handover,)),
+            **dict.fromkeys((Appended, Stored), (reconcile, care, replicate, intake, voters, handover)),
+            AppendFailed: (replicate, intake, runs, handover),
             EntriesRead: (reconcile, care),
             **dict.fromkeys((Damaged, Diverged), (care,)),
             StepFinished: (runs,),
-            FactsChanged: (members, (None, self._advise)),
-            LoopLagged: (members,),
+            FactsChanged: (handover, (None, self._advise)),
+            LoopLagged: (members, handover),
             Shutdown: (members, election),
         }
 
@@ -265,6 +280,16 @@ class Node:
         if self.election.role == "leader" and not self._may_stand(now):
             out += self.election.retire(UNFIT, now)
             self._due[ELECTION] = self._deadlines[ELECTION]()
+        return out
+
+    def _handover(self, event: Event, now: float) -> list[Output]:
+        """What it finds out about this node is told to everybody, with the node's other facts."""
+        out = self.handover.handle(event, now)
+        mine = self.membership.own_facts
+        marked = self.handover.marked(event.facts if isinstance(event, FactsChanged) else mine, now)
+        if marked is not mine:
+            out += self.membership.handle(FactsChanged(marked), now)
+            self._due[MEMBERSHIP] = self._deadlines[MEMBERSHIP]()
         return out
 
     def _replicate(self, event: Event, now: float) -> list[Output]:
@@ -326,6 +351,7 @@ class Node:
             + self.replicate.note(note)
             + self.intake.note(note)
             + self.runs.note(note, now)
+            + self.handover.note(note, now)
         )
         for timer in TIMERS_OF_NOTES:
             self._due[timer] = self._deadlines[timer]()
@@ -371,30 +397,4 @@ class Node:
         return self.election.leader, self.election.term, self.replicate.active
 
     def view(self, now: float) -> View:
-        voters = self.election.voters.voters
-        members = self.membership.views(voters, now)
-        heads = self.reconcile.heads()
-        alive = sum(m.voter and m.state == "alive" for m in members)
-        return View(
-            me=self.me,
-            name=self.membership.mine.facts.name,
-            cluster=self._cluster,
-            role=self._role(),
-            term=self.election.term,
-            leader=self.election.leader,
-            voters=voters,
-            quorum=self.election.heard_voters(now) if self.election.role == "leader" else alive,
-            members=members,
-            heads=heads,
-            digest=self.reconcile.digest.hex(),
-            entries=sum(head.seq for head in heads),
-            runs=self.journal.views(RUNS_SHOWN),
-            hooks=len(self.journal.hooks),
-        )
-
-    def _role(self) -> str:
-        if self.election.role == "leader":
-            return "leader" if self.replicate.active else "recovering"
-        if self.election.role in ("pre", "candidate"):
-            return "candidate"
-        return "follower" if self.election.votes_here else "learner"
+        return picture(self, now)

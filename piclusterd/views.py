@@ -1,6 +1,6 @@
-"""One consistent picture of a node: the answer to `events.Snapshot`, for status page, CLI, /health and /metrics.
+"""What a node answers: one consistent picture of itself for status page, CLI, /health and /metrics, and smaller things.
 
-    Snapshot ─▶ node.view(now) ─▶ Answer(View)
+    Snapshot ─▶ node.view(now) ─▶ Answer(View)      WhoServes ─▶ Answer(Choice)      HookArrived ─▶ Answer(HookTaken)
 
 Types without logic; `events` offers them to whoever speaks with the node.
 """
@@ -60,3 +60,28 @@ class View:
     runs: tuple[RunView, ...]
     hooks: int
     """Webhooks in the ledger."""
+    handovers: int = 0
+    """Times that this node handed leadership over since it started; `facts.handed_over` says why, of its own accord."""
+    slowest_write_s: float = 0.0
+    """The slowest write of late, decaying."""
+    stretch: float = 1.0
+    """What that multiplies this node's election timeout by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Answer to `WhoServes`."""
+
+    node: NodeId
+    name: str
+    model: str
+    reason: str
+    predicted_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HookTaken:
+    """Answer to `HookArrived`: durable on W ledgers; `run` is set where a workflow took it up."""
+
+    run: RunId | None
+    duplicate: bool

@@ -122,6 +122,10 @@ class Facts(Message, frozen=True):
     flags: tuple[str, ...] = ()
     models: tuple[ModelFacts, ...] = ()
     ledger_entries: int = 0
+    trouble: str = ""
+    """What ails its disk: it neither campaigns nor takes over leadership."""
+    handed_over: str = ""
+    """Why it gave up leadership of its own accord, lately."""
 
 
 class Member(Message, frozen=True):

@@ -13,7 +13,10 @@ that depends on them leaves: `unsaved` tells the hall to hold such messages back
 * PreVote and leader stickiness (Ongaro 2014 §9.6, §4.2.3): a node that heard a leader within `election_min_s` neither
   votes nor adopts a candidate's term, so a node that comes back from a partition disturbs nobody.
 * CheckQuorum (§6.2): a leader that heard no majority for `election_max_s` steps down.
-* Transfer (§3.10): `TimeoutNow` lets one voter campaign at once, past stickiness.
+* Transfer (§3.10): `TimeoutNow` lets one voter campaign at once, past stickiness (`handover` says when and to whom;
+  a leader that stops sends one and steps down).
+* A node whose disk is slow waits longer before it campaigns, and one whose disk is in trouble does not (`fitness`).
+  Only its own silence is stretched: stickiness and CheckQuorum speak of others, and keep the times of the preset.
 * A closed link to the leader voids stickiness and brings the campaign forward: a killed process is noticed in
   milliseconds, and a majority that still hears the leader keeps it all the same.
 """
@@ -76,8 +79,13 @@ class Election:
         rules: Rules = ALL_RULES,
         may_stand: Callable[[float], bool] = lambda now: True,
         may_vote: Callable[[], bool] = lambda: True,
+        ails: Callable[[], bool] = lambda: False,
+        stretch: Callable[[float], float] = lambda now: 1.0,
     ) -> None:
-        """`may_stand`, `may_vote`: the ledger's word (`ledger.care`): who forgot must neither lead nor elect."""
+        """`may_stand`, `may_vote`: the ledger's word (`ledger.care`): who forgot must neither lead nor elect.
+
+        `ails`, `stretch`: the disk's (`fitness`): is it in trouble, and by what are silences multiplied?
+        """
         self.me = me
         self.term: Term = hard.term
         self.voted_for = hard.voted_for
@@ -91,6 +99,8 @@ class Election:
         self._rules = rules
         self._may_stand = may_stand
         self._may_vote = may_vote
+        self._ails = ails
+        self._stretch = stretch
         self._links: dict[NodeId, None] = {}
         self._votes: dict[NodeId, None] = {}
         self._contact: dict[NodeId, float] = {}
@@ -100,7 +110,7 @@ class Election:
         self._transfer = False
         self._last_token: Token = 0
         self._saved_token: Token = 0
-        self._due = now + self._silence()
+        self._due = now + self._silence(now)
 
     # looks ---------------------------------------------------------------------------------------------------
     @property
@@ -124,6 +134,10 @@ class Election:
     def hears(self, node: NodeId, now: float) -> bool:
         """Did this leader hear `node`, a voter or not, within the CheckQuorum window?"""
         return self._contact.get(node, float("-inf")) >= now - self._timings.election_max_s
+
+    def reaches(self, node: NodeId, now: float) -> bool:
+        """Is there a link to `node`, and does this leader hear it?"""
+        return node in self._links and self.hears(node, now)
 
     def deadline(self) -> float:
         return self._due
@@ -176,14 +190,14 @@ class Election:
                 return self._hand_over(UNFIT, now)
             self._due = now + self._timings.heartbeat_s
             return [out for peer in self._links for out in self._heartbeat_to(peer)]
-        self._due = now + self._silence()
+        self._due = now + self._silence(now)
         if not self._may_campaign(now):
             return []
         return self._canvass(now) if self._rules.pre_vote else self._campaign(now)
 
     # campaigning ---------------------------------------------------------------------------------------------
     def _may_campaign(self, now: float) -> bool:
-        return self.votes_here and self._may_stand(now)
+        return self.votes_here and not self._ails() and self._may_stand(now)
 
     def _canvass(self, now: float) -> list[Output]:
         """PreVote: would a majority elect me? Changes nothing durable."""
@@ -204,7 +218,7 @@ class Election:
         self.leader = None
         self._votes = {self.me: None}
         self._transfer = transfer
-        self._due = now + self._silence()
+        self._due = now + self._silence(now)
         return [self._save(), *self._ask_votes(self.term, pre=False)]
 
     def _ask_votes(self, term: Term, pre: bool) -> list[Output]:
@@ -248,7 +262,7 @@ class Election:
             return [Send(sender, Vote(request.term, pre=True, granted=True))]
         out = self._follow(request.term, None, now)
         self.voted_for = sender
-        self._due = now + self._silence()
+        self._due = now + self._silence(now)
         return [*out, self._save(), Send(sender, Vote(self.term, pre=False, granted=True))]
 
     def _on_vote(self, sender: NodeId, vote: Vote, now: float) -> list[Output]:
@@ -268,7 +282,7 @@ class Election:
         if beat.term > self.term or self.role != "follower" or self.leader != sender:
             out = self._follow(beat.term, sender, now)
         self._heard = now
-        self._due = now + self._silence()
+        self._due = now + self._silence(now)
         return out
 
     def _on_held(self, sender: NodeId, term: Term, now: float) -> list[Output]:
@@ -284,7 +298,7 @@ class Election:
         out: list[Output] = []
         if self.role == "leader":
             out.append(Deposed(self.term, f"term {term} has begun"))
-            self._due = now + self._silence()
+            self._due = now + self._silence(now)
         if term > self.term:
             self.term, self.voted_for = term, None
             out.append(self._save())
@@ -296,7 +310,7 @@ class Election:
 
     def _step_down(self, why: str, now: float) -> list[Output]:
         self.role, self.leader, self._votes = "follower", None, {}
-        self._due = now + self._silence()
+        self._due = now + self._silence(now)
         return [Deposed(self.term, why), LeaderChanged(self.term, None)]
 
     def _hand_over(self, why: str, now: float) -> list[Output]:
@@ -323,7 +337,7 @@ class Election:
         # its votes were given for the config it had.
         out = [] if self.role == "follower" else self._follow(max(self.term, voters.term), None, now)
         self.voters = voters
-        self._due = min(self._due, now + self._silence())
+        self._due = min(self._due, now + self._silence(now))
         return [*out, self._save()]
 
     # small things --------------------------------------------------------------------------------------------
@@ -335,5 +349,6 @@ class Election:
         known = self._holds.get(peer) == config_id(self.voters)
         return [Send(peer, Heartbeat(self.term, self._digest(), Voters() if known else self.voters))]
 
-    def _silence(self) -> float:
-        return self._rng.uniform(self._timings.election_min_s, self._timings.election_max_s)
+    def _silence(self, now: float) -> float:
+        drawn = self._rng.uniform(self._timings.election_min_s, self._timings.election_max_s)
+        return self._stretch(now) * drawn

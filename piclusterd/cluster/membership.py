@@ -134,6 +134,11 @@ class Membership:
     def alive(self) -> tuple[Member, ...]:
         return tuple(m for m in self.members() if m.state in HERE)
 
+    @property
+    def own_facts(self) -> Facts:
+        """Our own, as last read."""
+        return self._own.newest
+
     def facts(self, node: NodeId) -> Facts | None:
         member = self.mine if node == self.me else self.peers[node].member if node in self.peers else None
         return member.facts if member else None

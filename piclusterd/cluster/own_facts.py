@@ -29,7 +29,8 @@ REFRESH_PER_MEMBER_S = 0.5
 def shape(facts: Facts) -> tuple[object, ...]:
     """What is true of a node until somebody changes it."""
     models = tuple((m.name, m.embeddings, m.context) for m in facts.models)
-    return (facts.name, facts.addresses, facts.api, facts.release, facts.role, facts.board, facts.flags, models)
+    told = (facts.flags, facts.trouble, facts.handed_over)
+    return (facts.name, facts.addresses, facts.api, facts.release, facts.role, facts.board, told, models)
 
 
 def load_moved(old: Facts, new: Facts) -> bool:

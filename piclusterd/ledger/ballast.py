@@ -13,8 +13,12 @@ import os
 import shutil
 from pathlib import Path
 
+from ..errors import Broken
+
 BALLAST_BYTES = 64 * 1024 * 1024
 """Some thousand votes and a whole WAL; a thousandth of a 64 GB card."""
+FREE_BYTES_MIN = 4 * 1024 * 1024
+"""Less room than a WAL grows to between two checkpoints is none."""
 ROOM_FACTOR = 4
 """The ballast is made only where this many times its size is free."""
 
@@ -22,6 +26,7 @@ ROOM_FACTOR = 4
 class Ballast:
     def __init__(self, path: Path, size: int = BALLAST_BYTES) -> None:
         self._path, self._size = path, size
+        self._given_up = False
 
     @property
     def held(self) -> bool:
@@ -43,6 +48,18 @@ class Ballast:
             self.release()
             return False
         return True
+
+    def retake(self) -> None:
+        """Have it again where it was given up. Blocking. Raises Broken while the disk has no room for that."""
+        room = self.take() if self._given_up else shutil.disk_usage(self._path.parent).free >= FREE_BYTES_MIN
+        if not room:
+            where = self._path.parent
+            raise Broken("the disk is full", f"{where} has too little room.", "Free space there.")
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """Release it for lack of space: only with it taken again is there room."""
+        self._given_up = self.release() or self._given_up
 
     def release(self) -> bool:
         """Give the space back. True: there was some."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +63,12 @@ def checkpoint_wal(conn: sqlite3.Connection) -> bool:
     return not busy
 
 
+def touch(conn: sqlite3.Connection) -> None:
+    """A write that changes nothing: the file's first page, durable on return."""
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    conn.execute(f"PRAGMA user_version={version}")
+
+
 def is_corrupt(fault: Broken) -> bool:
     """Did SQLite find a page that it cannot make sense of?"""
     return _code(fault) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -92,7 +98,8 @@ def resolve(done: asyncio.Future[T], value: T) -> None:
         done.set_result(value)
 
 
-def fail(done: asyncio.Future[Any], fault: Exception) -> None:
-    """Answer a caller with a fault, if it still waits."""
-    if not done.done():
-        done.set_exception(fault)
+def fail(callers: Iterable[asyncio.Future[Any]], fault: Exception) -> None:
+    """Answer those callers with a fault that still wait."""
+    for done in callers:
+        if not done.done():
+            done.set_exception(fault)

@@ -38,7 +38,7 @@ from ..ids import LogId, node_id
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Entry, Head, Span
 from . import branches, prune, rescue, scrub, store
 from .ballast import Ballast
-from .connection import Connection, Work, checkpoint_wal, fail, is_corrupt, is_full, resolve, size_of
+from .connection import Connection, Work, checkpoint_wal, fail, is_corrupt, is_full, resolve, size_of, touch
 from .database import open_reader
 from .entry import Draft, Signer, Verify, draft, draft_bytes
 
@@ -196,6 +196,12 @@ class LedgerWriter:
         await asyncio.to_thread(rescue.set_recovered, self._path)
         self.lost = ""
 
+    async def probe(self) -> None:
+        """Is the disk well? There is room (the ballast's, where it was given up), and a write lands. Raises Broken."""
+        await asyncio.to_thread(self._ballast.retake)
+        await self._do(touch)
+        self.fault = None
+
     async def checkpoint(self) -> bool:
         """Move the WAL into the database and truncate it. False: readers were in the way, try again later."""
         return await self._do(checkpoint_wal)
@@ -224,9 +230,6 @@ class LedgerWriter:
 
     async def heads(self) -> tuple[Head, ...]:
         return await self._look(store.heads)
-
-    async def counts(self) -> store.Counts:
-        return await self._look(store.counts)
 
     async def verify(self) -> store.Verdict:
         """Hash everything again and verify every signature."""
@@ -308,8 +311,7 @@ class LedgerWriter:
         try:
             entries, facts = await self._run(partial(self._append_drafts, drafts))
         except Exception as fault:
-            for append in group:
-                fail(append.done, fault)
+            fail([append.done for append in group], fault)
             return
         self.last_commit_s = time.perf_counter() - started
         end = 0
@@ -321,15 +323,14 @@ class LedgerWriter:
         try:
             resolve(job.done, await self._run(job.work))
         except Exception as fault:
-            fail(job.done, fault)
+            fail([job.done], fault)
 
     async def _run(self, work: Work[T]) -> T:
         """`work` on the writing connection; keeps `fault` and the WAL's size. Only what wrote proves the disk well."""
 
         def measured(conn: sqlite3.Connection) -> tuple[T, bool, int]:
             before = conn.total_changes
-            result = work(conn)
-            return result, conn.total_changes != before, size_of(self._wal)
+            return work(conn), conn.total_changes != before, size_of(self._wal)
 
         try:
             result, wrote, self.wal_bytes = await self._writing.run(measured)
@@ -337,7 +338,7 @@ class LedgerWriter:
             self.fault = fault
             self._corrupt = self._corrupt or is_corrupt(fault)
             if is_full(fault):
-                await asyncio.to_thread(self._ballast.release)
+                await asyncio.to_thread(self._ballast.give_up)
             raise
         if wrote:
             self.fault = None

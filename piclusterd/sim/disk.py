@@ -20,11 +20,13 @@ from ..events import (
     Appended,
     AppendFailed,
     Damaged,
+    DiskProbed,
     Diverged,
     Fact,
     HardState,
     HardStateSaved,
     NewEpoch,
+    ProbeDisk,
     Recovered,
     SaveHardState,
     Store,
@@ -36,10 +38,10 @@ from ..ledger.entry import decode_header
 from ..wire import Dropped, Entry, Head, Span
 from .keys import SimKey, verify
 
-Write = Append | Store | SaveHardState | NewEpoch | Recovered
-Outcome = Appended | AppendFailed | Stored | HardStateSaved | Damaged | Diverged
+Write = Append | Store | SaveHardState | NewEpoch | Recovered | ProbeDisk
+Outcome = Appended | AppendFailed | Stored | HardStateSaved | Damaged | Diverged | DiskProbed
 
-REFUSED = (Append, Store)
+REFUSED = (Append, Store, ProbeDisk)
 """What a failing disk is told of; the rest is tried again until it is written."""
 ALL = 1_000_000_000
 """More bytes and entries than a rehearsed ledger has."""
@@ -134,7 +136,7 @@ class Disk:
             at = share.stop
         return outcomes
 
-    def _one(self, write: Store | SaveHardState | NewEpoch | Recovered) -> list[Outcome]:
+    def _one(self, write: Store | SaveHardState | NewEpoch | Recovered | ProbeDisk) -> list[Outcome]:
         match write:
             case SaveHardState(token, state):
                 self.hard = state
@@ -145,6 +147,8 @@ class Disk:
             case Recovered():
                 self.lost = ""
                 return []
+            case ProbeDisk(token):
+                return [DiskProbed(token, "")]
             case Store():
                 return self._store(write)
 
@@ -232,11 +236,13 @@ def _mends(fact: Fact, damaged: tuple[Span, ...]) -> bool:
     return any(span.log == fact.log and span.first <= fact.seq <= span.last for span in damaged)
 
 
-def _refusal(write: Append | Store) -> Outcome:
+def _refusal(write: Append | Store | ProbeDisk) -> Outcome:
     """No space, or an fsync that failed, in the words of the daemon's hands."""
     if isinstance(write, Append):
         return AppendFailed(write.token, NO_SPACE)
-    return Stored(write.token, (), (), (Dropped(NO_SPACE),))
+    if isinstance(write, ProbeDisk):
+        return DiskProbed(write.token, NO_SPACE)
+    return Stored(write.token, (), (), (Dropped(NO_SPACE),), NO_SPACE)
 
 
 def _highest(write: Store, heads: tuple[Head, ...]) -> tuple[Head, ...]:

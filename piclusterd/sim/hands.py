@@ -33,6 +33,7 @@ from ..events import (
     Note,
     Noted,
     OpenHub,
+    ProbeDisk,
     Read,
     Received,
     Recovered,
@@ -72,7 +73,7 @@ class SimHands:
                 self._send(actor, effect)
             case Noted(note):
                 self._check_note(actor, note)
-            case SaveHardState() | Append() | Store() | NewEpoch() | Recovered():
+            case SaveHardState() | Append() | Store() | NewEpoch() | Recovered() | ProbeDisk():
                 self._write(actor, effect)
             case Read(token, spans):
                 entries = store.read(actor.disk.conn, spans, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX)

@@ -155,6 +155,16 @@ def _of_member(member: MemberView, name: str) -> Iterator[Finding]:
         if flag in FLAGS:
             what, why, fix = FLAGS[flag]
             yield Finding("warning", name, f"{name} {what}", why, fix)
+    if facts.trouble:
+        yield Finding(
+            "warning", name, f"{name} has disk trouble", facts.trouble,
+            "Free space or replace the card. It leads again once writes succeed; meanwhile it still votes if it can.",
+        )  # fmt: skip
+    if facts.handed_over:
+        yield Finding(
+            "note", name, f"{name} handed over", facts.handed_over,
+            "Nothing, once its cause is mended: picluster coordinator move brings leadership back.",
+        )  # fmt: skip
 
 
 def verdict(view: View, found: list[Finding]) -> Verdict:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..views import View
@@ -79,6 +79,13 @@ def _of_cluster(view: View) -> Iterator[Metric]:
     yield GaugeMetricFamily("piclusterd_voters", "Voters there are.", len(view.voters))
     yield GaugeMetricFamily("piclusterd_ledger_entries", "Entries durable on this node.", view.entries)
     yield GaugeMetricFamily("piclusterd_ledger_webhooks", "Webhooks in the ledger.", view.hooks)
+    yield CounterMetricFamily("piclusterd_handovers", "Times this node handed leadership over.", view.handovers)
+    yield GaugeMetricFamily(
+        "piclusterd_disk_slowest_write_seconds", "Slowest write of late, decaying.", view.slowest_write_s
+    )
+    yield GaugeMetricFamily(
+        "piclusterd_election_timeout_stretch", "What a slow disk multiplies this node's timeout by.", view.stretch
+    )
     members = GaugeMetricFamily("piclusterd_gossip_members", "Members by state.", labels=["state"])
     for state in STATES:
         members.add_metric([state], sum(member.state == state for member in view.members))
@@ -106,6 +113,8 @@ def _of_nodes(view: View) -> Iterator[Metric]:
     heat = gauge("pi_temperature_celsius", "Temperature of the processor.")
     volts = gauge("pi_undervoltage", "1 while the supply is too weak.")
     slow = gauge("pi_throttled", "1 while the firmware holds the clock down.")
+    disk = gauge("disk_trouble", "1 while its disk refuses writes or hangs.")
+    gave_up = gauge("handed_over", "1 for half an hour after it gave up leadership of its own accord.")
     lag = gauge("ledger_lag_entries", "Entries this node has beyond the other's last word.")
     for member in view.members[:NODES_MAX]:
         name, facts = called[member.node], member.facts
@@ -120,8 +129,10 @@ def _of_nodes(view: View) -> Iterator[Metric]:
             heat.add_metric([name], facts.temperature_c)
         volts.add_metric([name], float("undervolt" in facts.flags))
         slow.add_metric([name], float("throttled" in facts.flags))
+        disk.add_metric([name], float(bool(facts.trouble)))
+        gave_up.add_metric([name], float(bool(facts.handed_over)))
         lag.add_metric([name], 0 if member.node == view.me else max(0, view.entries - facts.ledger_entries))
-    yield from (info, up, cpu, used, total, heat, volts, slow, lag)
+    yield from (info, up, cpu, used, total, heat, volts, slow, disk, gave_up, lag)
 
 
 def _of_models(view: View) -> Iterator[Metric]:

@@ -149,6 +149,9 @@ def describe(note: events.Note, name_of: Callable[[NodeId], str]) -> tuple[str, 
             return "elected", f"This node won term {term} and is recovering", {"term": term}
         case events.Deposed(term, why):
             return "deposed", f"This node no longer leads term {term}: {why}", {"term": term}
+        case events.HandedOver(term, to, why):
+            text = f"Handed over to {name_of(to)}: {why}"
+            return "handed-over", text, {"term": term, "to": name_of(to), "why": why}
         case events.Activated(term):
             return "activated", f"This node serves as coordinator of term {term}", {"term": term}
         case events.LedgerGrew(facts):
