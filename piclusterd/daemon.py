@@ -50,7 +50,7 @@ from .ledger.ballast import BALLAST_BYTES
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .upkeep import losses, scrub, stroke_watchdog, votes_lost
+from .upkeep import VOTES, losses, recall, scrub, stroke_watchdog
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
@@ -102,10 +102,10 @@ class Daemon:
         told = await asyncio.to_thread(identity.joined, me.directory)
         self.told = told or identity.Told()
         self.models = self._resolve_models()
-        hard = await asyncio.to_thread(hardstate.load, self._votes_dir())
+        hard, no_votes = await asyncio.to_thread(recall, state, me.node)
         self.ledger = await LedgerWriter.start(
             state / "ledger.db", me.signer, identity.verify, me.name, _wall_ms, config.ledger,
-            ran_before=hard is not None, ballast_bytes=BALLAST_BYTES,
+            ran_before=hard is not None or bool(no_votes), ballast_bytes=BALLAST_BYTES,
         )  # fmt: skip
         self._stack.push_async_callback(self.ledger.close)
         self.links = Links(
@@ -125,7 +125,7 @@ class Daemon:
             self.desk.run_hub if config.hub.url else None, self._on_note,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
-        self.node = await self._make_node(hard or HardState())
+        self.node = await self._make_node(hard or HardState(), no_votes)
         await self._open_doors()
         self._task(self._move(), "node")
         self._task(self._watch_loop(), "loop lag")
@@ -149,10 +149,10 @@ class Daemon:
                 self.bus.publish("alarm", {"text": f"model {model.name} is not served: {fault}"})
         return specs
 
-    async def _make_node(self, hard: HardState) -> Node:
+    async def _make_node(self, hard: HardState, no_votes: str) -> Node:
         hard = replace(hard, incarnation=hard.incarnation + 1)
         await asyncio.to_thread(hardstate.save, self._votes_dir(), hard)
-        no_votes = await asyncio.to_thread(votes_lost, self.config.state_dir)
+        await asyncio.to_thread(hardstate.note_voted, self.me.directory, self.me.node)
         heads, facts = await self.ledger.heads(), await self.ledger.replay()
         for loss in losses(self.me.name, self.config.state_dir, self.ledger.lost, no_votes):
             log.error("%s", loss)
@@ -182,7 +182,7 @@ class Daemon:
         return self.config.inference.default_model or next((model.name for model in self.config.models), "")
 
     def _votes_dir(self) -> Path:
-        return self.config.state_dir / "votes"
+        return self.config.state_dir / VOTES
 
     async def _services(self) -> dict[str, Service]:
         if not self.config.linear.token_file:

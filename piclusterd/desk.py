@@ -26,7 +26,7 @@ from .cluster.links import Links
 from .cluster.tokens import Tokens
 from .config import Config
 from .errors import PiclusterError, UserError
-from .events import ChangeVoters, Choice, HookArrived, HookTaken, Snapshot, WhoServes
+from .events import ChangeVoters, Choice, HookArrived, HookTaken, LeaderChanged, MoveLeadership, Snapshot, WhoServes
 from .ids import NodeId, Term
 from .inference.pool import Pool
 from .inference.serving import Serving
@@ -53,6 +53,10 @@ CHANGE_VOTERS = "change-voters"
 """Request between peers: the owner spoke to a node that is not the coordinator."""
 CHANGE_S = 75.0
 """Longer than a change may wait to become possible (`cluster.reconfigure.CHANGE_PATIENCE_S`)."""
+MOVE_LEADERSHIP = "move-leadership"
+"""Likewise. Its request carries a `MoveWish`, its answer a `LeaderChanged`."""
+MOVE_S = 25.0
+"""Longer than an heir is given (`cluster.handover.MOVE_FACTOR`)."""
 SOURCES = ("linear", "github", "notion")
 
 Secret = Callable[[str], tuple[str, ...]]
@@ -96,7 +100,9 @@ class Desk:
             view=self.view,
             take_hook=self.take_hook,
             bus=self._bus,
-            admin=admin.AdminDoors(self._create_token, self._list_tokens, self._revoke_token, self._change_voters),
+            admin=admin.AdminDoors(
+                self._create_token, self._list_tokens, self._revoke_token, self._change_voters, self._move_leadership
+            ),
             meters=self.meters,
             edge=self._edge,
             ledger_fault=ledger_fault,
@@ -134,6 +140,9 @@ class Desk:
         if name == CHANGE_VOTERS:
             changed = await self._change_voters_here(msgspec.json.decode(body, type=admin.VoterWish))
             yield msgspec.json.encode(changed)
+            return
+        if name == MOVE_LEADERSHIP:
+            yield msgspec.json.encode(await self._move_leadership_here(msgspec.json.decode(body, type=admin.MoveWish)))
             return
         if name == renewal.REQUEST:
             called = self._links.peers()[peer].name
@@ -205,6 +214,21 @@ class Desk:
         voters: Voters = await self._mailbox.ask(ask, CHANGE_S)
         log.info("voters changed by hand: %s %s", wish.what, wish.node)
         return voters
+
+    async def _move_leadership(self, wish: admin.MoveWish) -> LeaderChanged:
+        """By the coordinator, which may be another node."""
+        view = await self.view()
+        if view.leader is None or view.leader == self._me.node:
+            return await self._move_leadership_here(wish)
+        body = msgspec.json.encode(wish)
+        async with aclosing(self._links.request(view.leader, MOVE_LEADERSHIP, body, MOVE_S)) as chunks:
+            return msgspec.json.decode(b"".join([chunk async for chunk in chunks]), type=LeaderChanged)
+
+    async def _move_leadership_here(self, wish: admin.MoveWish) -> LeaderChanged:
+        ask = partial(MoveLeadership, to=NodeId(wish.node) if wish.node else None)
+        now: LeaderChanged = await self._mailbox.ask(ask, MOVE_S)
+        log.info("leadership moved by hand: %s leads term %d", now.leader, now.term)
+        return now
 
     async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
         token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses)

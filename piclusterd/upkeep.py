@@ -2,7 +2,7 @@
 
     every SCRUB_EVERY_S ─▶ ledger.scrub_slice ─▶ Damaged (where it changed) ─▶ node: `ledger.care`
     every quarter of WatchdogSec, once the ledger's writer answered ─▶ WATCHDOG=1
-    start ─▶ losses ─▶ alarms
+    start ─▶ recall (a vote record that is gone is a loss) ─▶ losses ─▶ alarms
 
 It decides nothing: what is to be done about rot and losses is `ledger.care`'s, and the owner's.
 """
@@ -13,15 +13,20 @@ import asyncio
 import logging
 from pathlib import Path
 
+from .board.private import write_private
 from .board.sd_notify import Notifier
+from .cluster import hardstate, identity
 from .errors import Broken, PiclusterError
-from .events import Damaged
+from .events import Damaged, HardState
+from .ids import NodeId
 from .ledger.archive import VOTES_LOST
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 
 log = logging.getLogger("piclusterd")
 
+VOTES = "votes"
+"""Folder of the vote record, in the state directory."""
 SCRUB_EVERY_S = 5.0
 """Between two slices of 256 entries: 100,000 are looked at in half an hour, at a hundredth of the disk's time."""
 SCRUB_REST_S = 6 * 3600.0
@@ -63,10 +68,16 @@ async def stroke_watchdog(notifier: Notifier, ledger: LedgerWriter) -> None:
         await asyncio.sleep(notifier.watchdog_s / 2)
 
 
-def votes_lost(state: Path) -> str:
-    """Why this node may have voted and does not know for whom; "" where it knows. Blocking."""
-    marker = state / VOTES_LOST
-    return marker.read_text(errors="replace") or "no reason is noted" if marker.exists() else ""
+def recall(state: Path, me: NodeId) -> tuple[HardState | None, str]:
+    """The vote record, None where there is none, and why this node may have voted and does not know for whom.
+
+    The latter stays on disk until the owner removes it: the next start finds a record, which must not be voted by.
+    Blocking. Raises Broken where the record is there and cannot be read.
+    """
+    hard, marker = hardstate.load(state / VOTES), state / VOTES_LOST
+    if hard is None and hardstate.has_voted(state / identity.DIRECTORY, me) and not marker.exists():
+        write_private(marker, f"both copies are gone from {state / VOTES}".encode())
+    return hard, marker.read_text(errors="replace") or "no reason is noted" if marker.exists() else ""
 
 
 def losses(name: str, state: Path, ledger: str, votes: str) -> list[str]:

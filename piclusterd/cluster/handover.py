@@ -155,14 +155,18 @@ class Handover:
 
     def _unfit(self, node: NodeId, now: float) -> PiclusterError | None:
         """Why `node`, another voter, cannot take over now."""
-        facts = self._looks.facts(node)
+        facts, called = self._looks.facts(node), self._called(node)
         if not self._looks.reaches(node, now):
-            return Unavailable(f"node {node} is not reachable", "", "Bring it back, or choose another voter.")
+            return Unavailable(f"{called} cannot be reached", "", "Bring it back, or choose another voter.")
         if not self._looks.carries(node):
-            return Unavailable(f"node {node} has not caught up with the ledger", "", "Ask again in a moment.")
+            return Unavailable(f"{called} has not caught up with the ledger", "", "Ask again in a moment.")
         if facts is not None and facts.trouble:
-            return Unavailable(f"node {node} has disk trouble", f"({facts.trouble})", "Choose another voter.")
+            return Unavailable(f"{called} has disk trouble", f"({facts.trouble})", "Choose another voter.")
         return None
+
+    def _called(self, node: NodeId) -> str:
+        facts = self._looks.facts(node)
+        return (facts.name if facts else "") or f"node {node}"
 
     def _is_cool(self, node: NodeId) -> bool:
         facts = self._looks.facts(node)
@@ -189,7 +193,9 @@ class Handover:
         if not others:
             return UserError("there is no other voter to lead", "", "Make one: picluster voter add NODE.")
         if to is not None and to not in others:
-            return UserError(f"node {to} is no voter", "only a voter can coordinate.", "picluster voter add NODE")
+            return UserError(
+                f"{self._called(to)} is no voter", "Only a voter can coordinate.", "picluster voter add NODE"
+            )
         wanted = others if to is None else [to]
         faults = [fault for v in wanted if (fault := self._unfit(v, now))]
         fit = [v for v in wanted if self._unfit(v, now) is None]
@@ -215,5 +221,5 @@ class Handover:
         self._tried[move.heir] = self._tried.get(move.heir, 0) + 1
         if move.ticket is None:
             return []
-        why = f"node {move.heir} did not take over within {self._patience:g} s."
+        why = f"{self._called(move.heir)} did not take over within {self._patience:g} s."
         return [Answer(move.ticket, Unavailable("leadership was not moved", why, "See who leads: picluster status."))]

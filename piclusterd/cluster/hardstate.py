@@ -6,7 +6,9 @@
 `load` takes the newest copy whose checksum holds. A write cut short never replaces a good copy; a copy that the disk
 damaged later leaves the other, which is one save older. Where files exist and none is good the node must not guess:
 having voted and forgotten it could elect two leaders of one term (Raft, Ongaro 2014, §3.8), so it is `Broken`, and the
-node comes back as a learner with a new id. Blocking: the daemon calls this in an executor, one call at a time.
+node comes back as a learner with a new id. Where no file exists, `voted` beside the identity tells a fresh node from
+one whose record vanished (a folder deleted, a file system repaired): it is written once the first save is durable, and
+names the node, for another identity in the same place has another vote. Blocking: the daemon calls this in an executor, one call at a time.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ import msgspec
 from ..board.private import make_private_directory, write_private
 from ..errors import Broken
 from ..events import HardState
+from ..ids import NodeId
 
 COPIES = ("vote.a", "vote.b")
+VOTED = "voted"
 _CHECKSUM_BYTES = 32
 
 
@@ -42,6 +46,20 @@ def save(directory: Path, state: HardState) -> None:
     count = newest.count + 1 if newest else 1
     packed = msgspec.msgpack.encode(_Copy(count, state))
     write_private(directory / COPIES[(count - 1) % len(COPIES)], hashlib.sha256(packed).digest() + packed)
+
+
+def note_voted(identity: Path, node: NodeId) -> None:
+    """From now on a start without a vote record is a loss. Durable on return; comes after the first `save`."""
+    if not has_voted(identity, node):
+        write_private(identity / VOTED, node.encode())
+
+
+def has_voted(identity: Path, node: NodeId) -> bool:
+    """Did this node ever have a vote record?"""
+    try:
+        return (identity / VOTED).read_bytes() == node.encode()
+    except FileNotFoundError:
+        return False
 
 
 def _newest(directory: Path) -> _Copy | None:

@@ -23,6 +23,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from ..errors import NotFound, Refused, UserError
+from ..events import LeaderChanged
 from ..wire import Voters
 from .health import finite
 
@@ -46,6 +47,12 @@ class VoterWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     what: Literal["add", "remove"]
     node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
+
+class MoveWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/coordinator`. `node` is an id of 16 hex digits; without one the fittest voter is chosen."""
+
+    node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,8 @@ class AdminDoors:
     """False where there is no such token."""
     change_voters: Callable[[VoterWish], Awaitable[Voters]]
     """The new voters, stored by a majority of them."""
+    move_leadership: Callable[[MoveWish], Awaitable[LeaderChanged]]
+    """Who leads afterwards."""
 
 
 def as_json(value: object) -> Any:
@@ -137,10 +146,15 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
         wish = _decoded(await request.read(), VoterWish, '{"what": "add", "node": "<id>"}')
         return web.json_response(as_json(await doors.change_voters(wish)))
 
+    async def move_leadership(request: web.Request) -> web.Response:
+        wish = _decoded(await request.read() or b"{}", MoveWish, '{"node": "<id>"}')
+        return web.json_response(as_json(await doors.move_leadership(wish)))
+
     return [
         web.get("/status.json", show),
         web.get("/admin/view", owner_only(show)),
         web.post("/admin/voters", owner_only(change_voters)),
+        web.post("/admin/coordinator", owner_only(move_leadership)),
         web.post("/admin/tokens", owner_only(create)),
         web.get("/admin/tokens", owner_only(outstanding)),
         web.delete("/admin/tokens/{id}", owner_only(revoke)),

@@ -11,10 +11,10 @@ from typing import Any
 import aiohttp
 
 from piclusterd.errors import PiclusterError
-from piclusterd.events import HookTaken
+from piclusterd.events import HookTaken, LeaderChanged
 from piclusterd.ids import NodeId, RunId
 from piclusterd.views import MemberView, RunView, View
-from piclusterd.web.admin import AdminDoors, TokenLine, TokenMade, TokenWish, VoterWish
+from piclusterd.web.admin import AdminDoors, MoveWish, TokenLine, TokenMade, TokenWish, VoterWish
 from piclusterd.web.app import Doors, make_app, serve
 from piclusterd.web.stream import EventBus
 from piclusterd.wire import Facts, Head, Hook, ModelFacts, Voters
@@ -115,8 +115,13 @@ class Node:
     async def change_voters(self, wish: VoterWish) -> Voters:
         return Voters(2, 7, (NodeId(wish.node),))
 
+    async def move_leadership(self, wish: MoveWish) -> LeaderChanged:
+        return LeaderChanged(13, NodeId(wish.node or node(2)))
+
     def doors(self, **changes: Any) -> Doors:
-        admin = AdminDoors(self.create_token, self.list_tokens, self.revoke_token, self.change_voters)
+        admin = AdminDoors(
+            self.create_token, self.list_tokens, self.revoke_token, self.change_voters, self.move_leadership
+        )
         told: dict[str, Any] = {
             "name": "pi-1",
             "release": "0.1.0",
