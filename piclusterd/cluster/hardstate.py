@@ -8,7 +8,8 @@ damaged later leaves the other, which is one save older. Where files exist and n
 having voted and forgotten it could elect two leaders of one term (Raft, Ongaro 2014, §3.8), so it is `Broken`, and the
 node comes back as a learner with a new id. Where no file exists, `voted` beside the identity tells a fresh node from
 one whose record vanished (a folder deleted, a file system repaired): it is written once the first save is durable, and
-names the node, for another identity in the same place has another vote. Blocking: the daemon calls this in an executor, one call at a time.
+names the node, for another identity in the same place has another vote. Blocking: the daemon calls this in an
+executor, one call at a time.
 """
 
 from __future__ import annotations

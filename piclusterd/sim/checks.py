@@ -94,6 +94,10 @@ class Checks:
         changed = before.term == now.term and before.voted_for not in (None, now.voted_for)
         hold(not changed, f"I2 {node} changed its vote in term {now.term}")
 
+    def forgot_votes(self, node: NodeId) -> None:
+        """The node's vote record is gone: I2 begins anew, and I1 says whether it voted all the same."""
+        self._hard.pop(node, None)
+
     # I4 ------------------------------------------------------------------------------------------------------
     def landed(self, node: NodeId, fact: Fact) -> None:
         """`node` has the entry on disk from now on."""

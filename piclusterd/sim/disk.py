@@ -81,6 +81,8 @@ class Disk:
         self.log: LogId = store.open_log(self.conn, key, name, next(self._epochs), YEAR_2026_MS)
         self.lost = ""
         """The note beside the ledger: why it may lack what it acknowledged."""
+        self.votes_lost = ""
+        """The note beside the votes: this node may have voted and does not know for whom."""
         self.queue: list[Write] = []
         self.group: list[Write] = []
         """What the sync under way will make durable."""
@@ -208,6 +210,11 @@ class Disk:
         store.apply(self.conn, entries, verify)
         store.open_log(self.conn, self.key, self.name, self.log.epoch, YEAR_2026_MS)
         self._synced = store.heads(self.conn)
+
+    def forget_votes(self) -> None:
+        """Both copies are gone. `voted` beside the identity says that there were some (`cluster.hardstate`)."""
+        self.hard = self._synced_hard = HardState()
+        self.votes_lost = "both copies are gone"
 
     def put_back(self, heads: tuple[Head, ...]) -> None:
         """`picluster restore` of an image that ended at `heads`: noted as such, and a new log is opened."""

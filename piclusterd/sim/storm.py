@@ -11,9 +11,13 @@ What the design has no rule for yet is not drawn: see NOT_YET in `ablations`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
-from ..events import Damaged
+import msgspec
+
+from ..cluster.fitness import BOARD_FLAGS
+from ..events import Damaged, FactsChanged, MoveLeadership
 from ..ledger import store
 from ..wire import Head
 from .disk import STALL_MAX_S, Disk
@@ -30,7 +34,7 @@ ABSENT_PART = 0.7
 SLOW_CPU_S = (0.0005, 0.005)
 """An event takes a Pi's Python about half a millisecond; ten times that where the cores are taken."""
 FAULT_CHANCE = 0.35
-"""Of a kind of fault to exist in a seed: some seven of twenty-one side by side, and each pair in one seed of eight."""
+"""Of a kind of fault to exist in a seed: some nine of twenty-five side by side, and each pair in one seed of eight."""
 
 Fault = Callable[[Actor], None]
 """Something bad that happens, to or around one machine."""
@@ -49,6 +53,7 @@ class Storm:
         machines = (
             self._crash, self._power, self._pause, self._slow_cpu, self._absence, self._kill_leader,
             self._fsync_stall, self._disk_errors, self._disk_loss, self._clock, self._put_back, self._rot,
+            self._full_leader, self._forget_votes, self._heat, self._move,
         )  # fmt: skip
         paths = (
             self._split, self._one_way, self._isolate, self._bridge, self._flap, self._swizzle, self._clog,
@@ -126,6 +131,22 @@ class Storm:
             self._cut_for([leader], [self._rng.choice(self._others(leader))], 2 * patience, 6 * patience)
             self._world.pause(leader, self._rng.uniform(0.5, 1.2) * patience)
 
+    def _move(self, actor: Actor) -> None:
+        """Leadership, by hand, to the best heir or to anybody."""
+        for leader in self._leaders():
+            self._world.hands.ask(leader, partial(MoveLeadership, to=self._rng.choice((None, actor.disk.node))))
+
+    def _heat(self, actor: Actor) -> None:
+        """A leader's board mostly; flags that flicker and flags that stay."""
+        board = self._rng.choice([actor, *self._leaders()])
+        self._flag(board, self._rng.choice(BOARD_FLAGS))
+        self._later(1.0, 60.0, self._flag, board)
+
+    def _flag(self, actor: Actor, *flags: str) -> None:
+        if actor.node is not None:
+            facts = msgspec.structs.replace(actor.node.membership.own_facts, flags=flags)
+            self._world.deliver_in(0.0, actor, FactsChanged(facts))
+
     # paths ---------------------------------------------------------------------------------------------------
     def _set(self, some: list[Actor], others: list[Actor], cut: bool, both_ways: bool = True) -> None:
         change = self._world.network.cut if cut else self._world.network.mend
@@ -193,6 +214,18 @@ class Storm:
     def _disk_errors(self, actor: Actor) -> None:
         actor.disk.failing_until = self._world.now + self._rng.uniform(0.5, 20.0)
 
+    def _full_leader(self, _: Actor) -> None:
+        for leader in self._leaders():
+            self._disk_errors(leader)
+
+    def _forget_votes(self, actor: Actor) -> None:
+        """Both copies of the vote are gone when it starts again, and it knows that there were some."""
+        if actor.disk.node in self._world.voters.voters and self._may_forget(actor):
+            self._world.crash(actor)
+            actor.disk.forget_votes()
+            self._world.checks.forgot_votes(actor.disk.node)
+            self._later(0.5, 15.0, self._world.boot, actor)
+
     def _disk_loss(self, actor: Actor) -> None:
         """Of a minority of the voters at most: with a majority's disks go its promises."""
         if self._may_forget(actor):
@@ -203,7 +236,7 @@ class Storm:
         """May this one be among the minority of voters whose disks do not hold all they held?"""
         voters = self._world.voters.voters
         others = [a.disk for a in self._world.actors if a is not actor and a.disk.node in voters]
-        well = sum(not disk.lost and not disk.damaged() for disk in others)
+        well = sum(not disk.lost and not disk.votes_lost and not disk.damaged() for disk in others)
         return actor.disk.node not in voters or well > len(voters) // 2
 
     def _put_back(self, actor: Actor) -> None:

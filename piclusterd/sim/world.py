@@ -239,6 +239,7 @@ class World:
             rules=self.plan.rules,
             log=disk.log,
             lost=disk.lost,
+            votes_lost=disk.votes_lost,
             damaged=disk.damaged(),
         )
         actor.node = Node(setup, Random(self._rng.random()), self.now)
