@@ -9,7 +9,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from piclusterd import config
-from piclusterd.events import Appended, Damaged, Diverged, Effect, Event, NewEpoch, Record, Recovered, Store, Stored
+from piclusterd.events import (
+    Append,
+    Appended,
+    AppendFailed,
+    Damaged,
+    DiskProbed,
+    Diverged,
+    Effect,
+    Event,
+    NewEpoch,
+    ProbeDisk,
+    Record,
+    Recovered,
+    Store,
+    Stored,
+)
 from piclusterd.hands import Hands
 from piclusterd.ledger import rescue, store
 from piclusterd.ledger.writer import LedgerWriter
@@ -91,3 +106,26 @@ async def test_two_branches_of_a_log_are_told_after_they_are_stored(tmp_path: Pa
         assert store.heads(one)[0] in await desk.ledger.heads()
     one.close()
     two.close()
+
+
+async def test_what_the_disk_refuses_is_told_as_its_fault_and_a_probe_says_when_it_is_well(tmp_path: Path) -> None:
+    full, room = "PRAGMA max_page_count=1", "PRAGMA max_page_count=4294967294"
+    big = Record("note", {"text": "x" * 100_000})
+    other = fresh(Key(2))
+    for _ in range(50):
+        add(other, "x" * 10_000, key=Key(2))
+    async with bench(tmp_path / "ledger.db") as desk:
+        await desk.ledger._writing.run(lambda conn: conn.execute(full).fetchone())
+        (failed,) = await desk.on(Append(1, (big,)))
+        assert isinstance(failed, AppendFailed)
+        assert failed.disk
+        (stored,) = await desk.on(Store(2, everything(other)))
+        assert isinstance(stored, Stored)
+        assert "Free space" in stored.refused
+        await desk.ledger._writing.run(lambda conn: conn.execute(room).fetchone())
+        assert await desk.on(ProbeDisk(3)) == [DiskProbed(3, "")]
+        assert desk.ledger.healthy
+        (failed,) = await desk.on(Append(4, (Record("x" * 1000, {}),)))
+        assert isinstance(failed, AppendFailed)
+        assert not failed.disk, "a record that no node would take"
+    other.close()

@@ -1,4 +1,4 @@
-"""The watchdog's stroke depends on a real ledger's writing thread."""
+"""The watchdog's stroke depends on a real ledger's writing thread; a vote record that vanished is a loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 
 from piclusterd.board.sd_notify import Notifier
+from piclusterd.cluster import hardstate
 from piclusterd.errors import Broken
+from piclusterd.events import HardState
+from piclusterd.ids import NodeId
+from piclusterd.ledger.archive import VOTES_LOST
 from piclusterd.ledger.connection import Work
 from piclusterd.ledger.writer import LedgerWriter
-from piclusterd.upkeep import stroke_watchdog
+from piclusterd.upkeep import VOTES, losses, recall, stroke_watchdog
 from tests.ledger.keys import Key, verify
 
 PERIOD_US = 40_000
+ME = NodeId("a" * 16)
 
 
 @pytest.fixture
@@ -97,3 +102,49 @@ async def test_nothing_is_sent_where_systemd_does_not_watch(ledger: LedgerWriter
     await stroke_watchdog(Notifier({"NOTIFY_SOCKET": systemd.getsockname()}), ledger)
     with pytest.raises(BlockingIOError):
         systemd.recv(100)
+
+
+# the vote record -------------------------------------------------------------------------------------------------
+def remembering(state: Path) -> HardState:
+    """A node that has started once."""
+    hard = HardState(term=4, voted_for=ME, incarnation=1)
+    (state / "identity").mkdir()
+    hardstate.save(state / VOTES, hard)
+    hardstate.note_voted(state / "identity", ME)
+    return hard
+
+
+def test_a_fresh_node_has_lost_nothing(tmp_path: Path) -> None:
+    assert recall(tmp_path, ME) == (None, "")
+    assert not (tmp_path / VOTES_LOST).exists()
+
+
+def test_a_node_that_remembers_its_vote_has_lost_nothing(tmp_path: Path) -> None:
+    hard = remembering(tmp_path)
+    assert recall(tmp_path, ME) == (hard, "")
+    assert not (tmp_path / VOTES_LOST).exists()
+
+
+@pytest.mark.parametrize("gone", ["copies", "folder"])
+def test_a_vote_record_that_vanished_is_a_loss_until_the_owner_says_otherwise(tmp_path: Path, gone: str) -> None:
+    remembering(tmp_path)
+    for copy in (tmp_path / VOTES).iterdir():
+        copy.unlink()
+    if gone == "folder":
+        (tmp_path / VOTES).rmdir()
+    hard, why = recall(tmp_path, ME)
+    assert hard is None
+    assert "both copies are gone" in why
+    (told,) = losses("pi-1", tmp_path, "", why)
+    assert "picluster voter remove pi-1" in told
+    hardstate.save(tmp_path / VOTES, HardState(incarnation=1))
+    assert recall(tmp_path, ME) == (HardState(incarnation=1), why), "the next start must not vote by the new record"
+    (tmp_path / VOTES_LOST).unlink()
+    assert recall(tmp_path, ME) == (HardState(incarnation=1), "")
+
+
+def test_another_identity_in_the_same_place_is_fresh(tmp_path: Path) -> None:
+    remembering(tmp_path)
+    for copy in (tmp_path / VOTES).iterdir():
+        copy.unlink()
+    assert recall(tmp_path, NodeId("b" * 16)) == (None, "")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from piclusterd.cluster.election import Election
 from piclusterd.cluster.membership import Membership
@@ -163,10 +163,12 @@ class Wire:
         return [m for sender, _, m in self.said if isinstance(m, kind) and by in (None, sender)]
 
 
-def elector(node: NodeId, voters: Voters, wire: Wire, seed: int = 0, hard: HardState | None = None) -> Election:
+def elector(
+    node: NodeId, voters: Voters, wire: Wire, seed: int = 0, hard: HardState | None = None, **looks: Any
+) -> Election:
     """An election of `node`, on the wire but not linked yet."""
     rng = Random(f"{seed}/{node}")
-    machine = Election(node, hard or HardState(voters=voters), PI, rng, lambda: b"digest", wire.now)
+    machine = Election(node, hard or HardState(voters=voters), PI, rng, lambda: b"digest", wire.now, **looks)
     wire.add(node, machine)
     return machine
 

@@ -633,3 +633,43 @@ def test_a_leader_that_may_not_stand_any_more_hands_over_at_its_next_tick() -> N
     out = doubtful.node.handle(DeadlineReached(), 11.0)
     assert Send(B, TimeoutNow(1)) in out
     assert Deposed(1, "this node's ledger is not whole") in out
+
+
+# slow and failing disks ------------------------------------------------------------------------------------------
+def test_a_node_with_disk_trouble_votes_and_does_not_campaign_not_even_when_it_is_asked_to() -> None:
+    wire, ill = Wire(), [True]
+    node = elector(A, ABC, wire, ails=lambda: ill[0])
+    wire.run_for(60)
+    assert wire.said == []
+    assert ask(node, B, RequestVote(1, False, ABC), wire.now).granted
+    node.handle(Received(B, Heartbeat(1, b"digest", ABC)), wire.now)
+    assert node.handle(Received(B, TimeoutNow(1)), wire.now) == []
+    ill[0] = False
+    assert any(isinstance(out, SaveHardState) for out in node.handle(Received(B, TimeoutNow(1)), wire.now))
+
+
+def test_a_leader_whose_disk_fails_leads_on_until_somebody_takes_over() -> None:
+    wire, ill = Wire(), [False]
+    node = elector(A, ABC, wire, ails=lambda: ill[0])
+    now = node.deadline()
+    win(node, now)
+    ill[0] = True
+    assert [type(out) for out in node.handle(DeadlineReached(), now + PI.heartbeat_s)] == [Send, Send]
+    assert node.reaches(B, now)
+    assert not node.reaches(C, now), "linked, but never heard"
+    node.handle(LinkDown(B), now)
+    assert not node.reaches(B, now)
+
+
+def test_a_slow_disk_stretches_its_own_silence_and_nothing_else() -> None:
+    wire = Wire()
+    node = elector(A, ABC, wire, stretch=lambda now: 4.0)
+    assert 4 * PI.election_min_s <= node.deadline() - wire.now <= 4 * PI.election_max_s
+    node.handle(Received(B, Heartbeat(1, b"digest", ABC)), wire.now)
+    assert not ask(node, C, RequestVote(2, True, ABC), wire.now + PI.election_min_s - 0.1).granted
+    assert ask(node, C, RequestVote(2, True, ABC), wire.now + PI.election_min_s).granted, "stickiness is not stretched"
+    leader = elector(A, ABC, Wire(), stretch=lambda now: 4.0)
+    now = leader.deadline()
+    win(leader, now)
+    leader.handle(DeadlineReached(), now + PI.election_max_s + 0.1)
+    assert leader.role == "follower", "nor is the window of CheckQuorum"

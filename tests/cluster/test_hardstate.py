@@ -86,3 +86,12 @@ def test_a_lost_record_is_broken_and_cannot_be_papered_over(tmp_path: Path) -> N
         hardstate.load(tmp_path)
     with pytest.raises(Broken, match="lost vote record"):
         hardstate.save(tmp_path, state(3))
+
+
+def test_that_there_was_a_record_is_known_of_the_node_it_was_of(tmp_path: Path) -> None:
+    assert not hardstate.has_voted(tmp_path, A)
+    hardstate.note_voted(tmp_path, A)
+    hardstate.note_voted(tmp_path, A)
+    assert hardstate.has_voted(tmp_path, A)
+    assert not hardstate.has_voted(tmp_path, NodeId("b" * 16)), "another identity in the same place"
+    assert [p.name for p in tmp_path.iterdir()] == [hardstate.VOTED]

@@ -99,6 +99,31 @@ async def test_a_full_disk_gives_up_the_ballast_and_work_goes_on(small: Path) ->
         assert (await ledger.verify()).faults == ()
 
 
+async def test_a_full_disk_is_well_when_the_ballast_is_back(small: Path) -> None:
+    async with opened(small / "ledger.db") as ledger:
+        await ledger.probe()
+        with (small / "someone else's").open("wb") as other, suppress(OSError):
+            while True:
+                other.write(b"x" * 65536)
+                other.flush()
+        while not await outcome(ledger):
+            pass
+        await ledger.append([note(1000)])
+        with pytest.raises(Broken, match="the disk is full"):
+            await ledger.probe()
+        (small / "someone else's").unlink()
+        await ledger.probe()
+        assert (small / "ledger.db.ballast").exists()
+
+
+async def test_without_a_ballast_there_must_be_some_room_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path / "ledger.db", 0) as ledger:
+        await ledger.probe()
+        monkeypatch.setattr(ballast, "FREE_BYTES_MIN", 2**63)
+        with pytest.raises(Broken, match="Free space"):
+            await ledger.probe()
+
+
 async def test_the_ballast_is_there_while_the_ledger_is_open(tmp_path: Path) -> None:
     async with opened(tmp_path / "ledger.db"):
         assert (tmp_path / "ledger.db.ballast").exists()

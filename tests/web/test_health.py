@@ -68,6 +68,15 @@ def test_heat_memory_and_supply_are_told_of_living_nodes_only() -> None:
     assert [what for what in whats(picture) if "pi-" in what] == told
 
 
+def test_disk_trouble_and_a_hand_over_are_told_with_their_reason() -> None:
+    ill = member(2, flags=("disk",), trouble="the disk is full", handed_over="the disk is full")
+    found = [finding for finding in health.findings(view(member(1), ill), EDGE) if finding.node == "pi-2"]
+    assert [(f.severity, f.what, f.why) for f in found] == [
+        ("warning", "pi-2 has disk trouble", "the disk is full"),
+        ("note", "pi-2 handed over", "the disk is full"),
+    ]
+
+
 def test_the_hub_matters_to_the_coordinator_only() -> None:
     assert whats(view(), DARK) == ["The hub is not connected"]
     assert whats(view(leader=node(2)), DARK) == []

@@ -27,7 +27,9 @@ def parse(text: str) -> Samples:
 
 
 async def test_the_view_becomes_gauges() -> None:
-    cluster = Node(view(member(1), member(2, flags=("undervolt",), ledger_entries=18_400), member(3, "failed")))
+    cluster = Node(
+        view(member(1), member(2, flags=("undervolt",), ledger_entries=18_400, trouble="full"), member(3, "failed"))
+    )
     async with serving(cluster.doors()) as client:
         got = await scrape(client)
     node2 = (("node", "pi-2"),)
@@ -37,6 +39,7 @@ async def test_the_view_becomes_gauges() -> None:
     assert got["piclusterd_gossip_members", (("state", "failed"),)] == 1
     assert got["piclusterd_pi_temperature_celsius", node2] == 50
     assert got["piclusterd_pi_undervoltage", node2] == 1
+    assert (got["piclusterd_disk_trouble", node2], got["piclusterd_handed_over", node2]) == (1, 0)
     assert got["piclusterd_ledger_lag_entries", node2] == 22
     assert got["piclusterd_model_queued", (("model", "qwen2.5-1.5b"), ("node", "pi-1"))] == 2
     assert got["piclusterd_runs", (("state", "open"), ("workflow", "triage"))] == 1
