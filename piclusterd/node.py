@@ -199,7 +199,6 @@ class Node:
         effects: list[Effect] = self._settle(outputs, event, now) if outputs else []
         if type(event) in ASKED:
             effects += self._asked(event, now)
-        self.handover.fitness.wrote(effects, now)
         return self._hold_back(effects) if self._waiting or self.election.unsaved else effects
 
     def _settle(self, outputs: list[Output], event: Event, now: float) -> list[Effect]:
@@ -210,6 +209,7 @@ class Node:
         queue, effects = deque(outputs), []
         for _ in range(NOTES_MAX):
             if not queue:
+                self.handover.fitness.wrote(effects, now)
                 return effects
             output = queue.popleft()
             if isinstance(output, Send) or not isinstance(output, Note):
