@@ -22,7 +22,10 @@ import msgspec
 from .ids import LogId, NodeId, RunId, Term
 
 PROTOCOL = 1
-"""Spoken version; a link is refused where the two ranges do not meet."""
+"""The newest version this release speaks."""
+PROTOCOLS = (1, PROTOCOL)
+"""The oldest and the newest. A release keeps the one before its own, so that neighbours in age form one cluster; a link
+is refused where the two ranges do not meet."""
 
 HOOK_BYTES_MAX = 1024 * 1024
 """One webhook's body; larger ones are refused at the edge."""

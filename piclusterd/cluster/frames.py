@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from ..errors import Broken, NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
 from ..ids import NodeId
-from ..wire import MESSAGE_BYTES_MAX, PROTOCOL, Dropped, unpack
+from ..wire import MESSAGE_BYTES_MAX, Dropped, unpack
 
 CHUNK_BYTES_MAX = 64 * 1024
 WINDOW_BYTES = 256 * 1024
@@ -39,6 +39,10 @@ STREAM_MAX = 2**53
 REQUEST_NAME_CHARS_MAX = 128
 REQUEST_BYTES_MAX = MESSAGE_BYTES_MAX - 2 * REQUEST_NAME_CHARS_MAX
 PING_BYTES = 8
+RELAY, RELAYED = "relay", "relayed"
+"""Requests that pipe another link's bytes: of an end to the relay, and of the relay to the other end (`relay`)."""
+CIRCUIT_BYTES = 16
+"""Of a relayed circuit's name: chosen by chance, so long that nobody else hits it."""
 
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,253}):(\d{1,5})")
@@ -97,17 +101,28 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     name: _Id
     addresses: Annotated[tuple[_Address, ...], Meta(max_length=16)] = ()
 
-    @property
-    def fault(self) -> str:
-        """Why we have no protocol in common; empty where we do."""
-        if self.lowest <= PROTOCOL <= self.highest:
-            return ""
-        return f"it speaks protocol {self.lowest} to {self.highest}, this node speaks {PROTOCOL}"
+
+def no_protocol(theirs: Hello, ours: Hello) -> str:
+    """Why the two have no protocol in common, and which side is to be upgraded; empty where they have one."""
+    if max(theirs.lowest, ours.lowest) <= min(theirs.highest, ours.highest):
+        return ""
+    older = "this node" if ours.highest < theirs.lowest else f"{theirs.name or theirs.node}"
+    return (
+        f"{theirs.name} speaks protocol {theirs.lowest} to {theirs.highest}, {ours.name} speaks {ours.lowest} to"
+        f" {ours.highest}: upgrade {older} to a release between the two first"
+    )
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
     name: Annotated[str, Meta(max_length=REQUEST_NAME_CHARS_MAX)]
     body: bytes
+
+
+class Wish(msgspec.Struct, frozen=True, array_like=True):
+    """What an end asks of a relay, and a relay of an end: `other` is the node at the far side."""
+
+    other: NodeId
+    circuit: Annotated[bytes, Meta(min_length=CIRCUIT_BYTES, max_length=CIRCUIT_BYTES)]
 
 
 def encode(frame: Frame) -> bytes:
@@ -143,7 +158,11 @@ def decode_request(body: bytes) -> Request | Dropped:
     return _convert(body, Request)
 
 
-def encode_body(value: Hello | Request) -> bytes:
+def decode_wish(body: bytes) -> Wish | Dropped:
+    return _convert(body, Wish)
+
+
+def encode_body(value: Hello | Request | Wish) -> bytes:
     return msgspec.msgpack.encode(value)
 
 

@@ -21,28 +21,35 @@ import aiohttp
 from aiohttp import WSMsgType, web
 
 from .. import wire
+from ..ids import NodeId
 from ..wire import Dropped, PeerMessage
 from . import frames
 from .frames import PING_BYTES, Frame, Hello, Kind
-from .outbox import Outbox
+from .outbox import Outbox, lane_of
 from .streams import Serve, Streams
+from .tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
-Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse | Tunnel
 
 RTT_REFRESH_S = 10.0
 """Ping a busy link this often too, to know its round trip."""
+RETIRE_MAX_S = 120.0
+"""For an answer that still streams over a retired link."""
 CLOSE_S = 1.0
 """How long a goodbye may take."""
 
 # Private close codes (RFC 6455 §7.4.2).
-VIOLATION, REFUSED, DUPLICATE, GOING_AWAY, SILENT, CONGESTED = 4000, 4001, 4003, 4004, 4005, 4006
+VIOLATION, REFUSED, VERSION, DUPLICATE, GOING_AWAY, SILENT, CONGESTED = 4000, 4001, 4002, 4003, 4004, 4005, 4006
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. `retire_s`: how long the losing one of two links still delivers what is on its way."""
+    """Seconds. `retire_s`: how long the losing one of two links still delivers what is on its way.
+
+    `direct_first_s`: how long a member is only dialled before a relay is looked for.
+    """
 
     ping_idle_s: float = 1.0
     silent_s: float = 5.0
@@ -50,6 +57,7 @@ class Timing:
     retire_s: float = 2.0
     backoff_first_s: float = 0.2
     backoff_max_s: float = 10.0
+    direct_first_s: float = 1.0
 
 
 class Link:
@@ -63,8 +71,10 @@ class Link:
         *,
         dialled: bool,
         path: str,
+        relay: NodeId | None = None,
     ) -> None:
-        self.peer, self.dialled, self.path = peer, dialled, path
+        """`relay`: the neighbour it goes through; None: it is a direct one."""
+        self.peer, self.dialled, self.path, self.relay = peer, dialled, path, relay
         self.since = self._now()
         self.rtt_s: float | None = None
         self.ended = asyncio.Event()
@@ -74,6 +84,7 @@ class Link:
         self._outbox = Outbox(lambda: self.end(CONGESTED, "it does not take what it is sent"))
         self._streams = Streams(peer, serve, self._outbox, self._start, dialled=dialled)
         self._heard = self.since
+        self._retired_at = 0.0
         self._handing = False
         self._ping, self._pinged_at = b"", self.since
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,9 +110,13 @@ class Link:
             self._outbox.shut()
 
     def retire(self) -> None:
-        """Another link took over: deliver what is on its way, then end."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._timing.retire_s, self.end, DUPLICATE, "another link is kept")
+        """Another link took over: deliver what is on its way and let the open streams finish, then end."""
+        self._retired_at = self._retired_at or self._now()
+        over = self._now() - self._retired_at >= (self._timing.retire_s if self._streams.idle else RETIRE_MAX_S)
+        if over:
+            self.end(DUPLICATE, "another link is kept")
+        elif not self._verdict.done():
+            asyncio.get_running_loop().call_later(self._timing.retire_s, self.retire)
 
     async def close(self) -> None:
         """After `run`: wait for the tasks, then say goodbye if the peer still listens."""
@@ -135,7 +150,7 @@ class Link:
         if len(body) > wire.MESSAGE_BYTES_MAX:
             log.error("a %s of %d bytes is over the cap and was not sent", type(message).__name__, len(body))
             return False
-        return self._outbox.urge(Frame(0, Kind.CONTROL, body))
+        return self._outbox.urge(Frame(0, Kind.CONTROL, body), lane_of(message))
 
     def greet(self, hello: Hello) -> None:
         """The first frame of the accepting side."""

@@ -4,7 +4,7 @@
       ── TLS, both certificates ──────────────────▶
          server's id: ourselves? linked? denied? → close
       ── GET /link, WebSocket ────────────────────▶   certificate of a member? not denied? else 403
-      ── hello (protocols, id, cluster, …) ───────▶   id = certificate's, cluster ours, a protocol in common? else 4001
+      ── hello (protocols, id, cluster, …) ───────▶   id = certificate's, cluster ours, a protocol in common? (greeting)
       ◀── hello ───────────────────────────────────   link is up here
          link is up here
 
@@ -12,6 +12,8 @@ A dialler says hello only if it has no link to that node, so a second link comes
 the one dialled by the lower node id is kept, on both sides. The other is retired: it delivers what is on its way for
 `retire_s` and closes, so neither side sees the peer go down. A hello from a node that dialled before means that it has
 lost that link (it restarted): the old one is dropped, `LinkDown` then `LinkUp`.
+Members that cannot be reached are linked through a neighbour (`relay`), which nobody above notices; dialling goes on,
+and a direct link takes the place of a relayed one, never the other way round.
 Certificates say who a peer is; addresses and hellos only help to find it. Events of one peer are posted in order.
 """
 
@@ -22,32 +24,33 @@ import logging
 import random
 import socket as sockets
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from ..errors import Refused, Unavailable, UserError
 from ..events import Event, LinkDown, LinkUp, Received
 from ..ids import NodeId
-from ..wire import PROTOCOL, Dropped, PeerMessage
-from . import frames
-from .frames import FRAME_BYTES_MAX, REQUEST_BYTES_MAX, REQUEST_NAME_CHARS_MAX, Frame, Hello, Kind
+from ..wire import PROTOCOLS, PeerMessage
+from .dialler import Dialler, OwnAddress
+from .door import Door
+from .frames import FRAME_BYTES_MAX, RELAY, RELAYED, REQUEST_BYTES_MAX, REQUEST_NAME_CHARS_MAX, Hello
+from .greeting import Greeting, NotKept
 from .identity import Identity
-from .link import CLOSE_S, DUPLICATE, GOING_AWAY, REFUSED, Link, Socket, Timing, closing_words, goodbye
+from .link import CLOSE_S, DUPLICATE, GOING_AWAY, REFUSED, Link, Socket, Timing, goodbye
+from .relay import Relay
 from .streams import Serve
+from .tunnel import Circuit, Tunnel
 
 log = logging.getLogger(__name__)
 
-DIALLERS_MAX = 256
-HINT_FAILURES_MAX = 20
-"""About two minutes: whoever floods the LAN with false addresses does not keep the true ones out."""
 LINKS_MAX = 1024
-SELF_MEMORY_S = 600.0
-"""How long an address that was our own is not dialled again: DHCP may give it to another node one day."""
 CONNECT_S = 10.0
+HANDSHAKES_MAX = 16
+"""Of our own making, half-open at once: a router that lost power, or a hint flood, is not met with a burst."""
 UNSENT_BYTES = 128 * 1024
 """TCP_NOTSENT_LOWAT: what the kernel holds unsent cannot be overtaken by a control message any more."""
 SHUTDOWN_S = 2.0
@@ -57,7 +60,7 @@ KEEPALIVE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """`path`: who dialled whom, in words; `rtt_s`: None until measured; `since`: the event loop's clock."""
+    """`path`: who dialled whom or relays, in words; `rtt_s`: None until measured; `since`: the event loop's clock."""
 
     path: str
     rtt_s: float | None
@@ -66,16 +69,8 @@ class LinkInfo:
     name: str
 
 
-class _NotKept(Exception):
-    """A handshake ended without a link: close `code`, and why."""
-
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
-        self.code, self.why = code, why
-
-
-class _OwnAddress(Exception):
-    pass
+def _relayed_by(relay: Link) -> str:
+    return f"relayed by {relay.peer.name}"
 
 
 class Links:
@@ -89,23 +84,35 @@ class Links:
         *,
         check_time: bool = True,
         timing: Timing | None = None,
+        protocols: tuple[int, int] = PROTOCOLS,
     ) -> None:
-        """`addresses`: where peers may dial us (`host:port`), told to them in the hello."""
-        self.addresses = addresses
-        self._identity, self._on_event, self._serve, self._rng = identity, on_event, serve, rng
+        """`addresses`: where peers may dial us (`host:port`), told in the hello. `protocols`: see `greeting`."""
+        self._identity, self._on_event, self._serve = identity, on_event, serve
         self._timing = timing or Timing()
+        self._greeting = Greeting(identity, self._timing.hello_s, protocols)
+        self._greeting.addresses = addresses
         self._server_tls = identity.server_context(check_time=check_time)
         self._client_tls = identity.client_context(check_time=check_time)
         self._links: dict[NodeId, Link] = {}
         self._running: dict[Link, None] = {}  # the retired ones too
-        self._greeting: set[NodeId] = set()  # our hello is out and not answered
+        self._asked: set[NodeId] = set()  # our hello is out and not answered
         self._denied: frozenset[NodeId] = frozenset()
-        self._diallers: dict[str, asyncio.Task[None]] = {}
-        self._own: dict[str, float] = {}
+        self._dialler = Dialler(self._dial_once, self._links, rng, self._timing)
+        self._relay = Relay(identity.node, self._links, self._dial_relayed, self._accept_relayed, rng, self._timing)
+        self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
         self._order = asyncio.Lock()
         self._closing = False
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._door: Door | None = None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self._greeting.addresses
+
+    @addresses.setter
+    def addresses(self, addresses: tuple[str, ...]) -> None:
+        self._greeting.addresses = addresses
 
     # the owner's calls -------------------------------------------------------------------------------------------
     async def start(self, host: str, port: int, routes: Iterable[web.RouteDef] = ()) -> int:
@@ -119,29 +126,31 @@ class Links:
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEPALIVE_S)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=self._server_tls).start()
-        bound: int = self._runner.addresses[0][1]
-        return bound
+        assert self._runner.server is not None, "set up above"
+        self._door = Door(self._runner.server, self._server_tls)
+        await self._door.open(host, port)
+        return self._door.port
 
     def dial(self, address: str, *, hint: bool = False) -> bool:
         """Keep a link to whoever answers at `address` (`host:port`). Idempotent. False: not worth dialling.
 
         A `hint` (mDNS, gossip) is given up after a while of failures; the next sighting tries it anew.
         """
-        if self._closing or not frames.is_address(address):
-            return False
-        if asyncio.get_running_loop().time() - self._own.get(address, -SELF_MEMORY_S) < SELF_MEMORY_S:
-            return False
-        if address not in self._diallers:
-            if len(self._diallers) >= DIALLERS_MAX:
-                return False
-            self._diallers[address] = asyncio.create_task(self._keep_dialling(address, hint))
-        return True
+        return not self._closing and self._dialler.dial(address, hint=hint)
 
     def undial(self, address: str) -> None:
         """Stop dialling `address`; a link that came of it ends."""
-        if dialler := self._diallers.pop(address, None):
-            dialler.cancel()
+        self._dialler.undial(address)
+
+    @property
+    def relaying(self) -> tuple[int, int]:
+        """Links of others that this node relays just now, and the bytes it has relayed so far."""
+        return (self._relay.pipes + 1) // 2, self._relay.bytes
+
+    def reach(self, members: Iterable[NodeId]) -> None:
+        """Have a link with all of these: whoever cannot be dialled is sought through neighbours. Call it often."""
+        if not self._closing:
+            self._relay.want(node for node in members if node not in self._denied)
 
     def send(self, peer: NodeId, message: PeerMessage) -> bool:
         """Queue `message`. False: there is no link, or it is over. True promises nothing about arrival."""
@@ -190,10 +199,10 @@ class Links:
         self._closing = True
         for link in self._running:
             link.end(GOING_AWAY, "this node stops")
-        diallers = list(self._diallers.values())
-        for dialler in diallers:
-            dialler.cancel()
-        await asyncio.gather(*diallers, return_exceptions=True)
+        await self._relay.close()
+        await self._dialler.close()
+        if self._door is not None:
+            await self._door.close()
         if self._runner is not None:
             await self._runner.cleanup()
         if self._session is not None:
@@ -204,7 +213,7 @@ class Links:
         try:
             node = self._identity.peer_of(_certificate(request.get_extra_info("ssl_object")))
             self._check_peer(node)
-        except (Refused, _NotKept) as fault:
+        except (Refused, NotKept) as fault:
             log.info("refused a link from %s: %s", request.remote, fault)
             return web.Response(status=403, text=str(fault))
         socket = web.WebSocketResponse(
@@ -212,45 +221,34 @@ class Links:
         )
         await socket.prepare(request)
         _keep_little_unsent(request.get_extra_info("socket"))
-        try:
-            hello = await self._hear(socket, node)
-            link = self._link(socket, hello, dialled=False, path=f"accepted from {request.remote}")
-            events = self._adopt(link)
-        except _NotKept as fault:
-            log.info("no link with %s: %s", node, fault.why)
-            await goodbye(socket, fault.code, fault.why)
-            return socket
-        link.greet(self._hello())
-        await self._keep(link, events)
+        await self._accepted(socket, node, f"accepted from {request.remote}")
         return socket
 
-    # dialling ----------------------------------------------------------------------------------------------------
-    async def _keep_dialling(self, address: str, hint: bool) -> None:
-        """Dial `address` again and again, with full jitter, unless its node is linked already."""
-        failures = 0
-        while not hint or failures < HINT_FAILURES_MAX:
-            peer: NodeId | None = None
-            try:
-                peer = await self._dial_once(address)
-                failures = 0
-            except _OwnAddress:
-                log.info("%s is this node itself", address)
-                self._own[address] = asyncio.get_running_loop().time()
-                break
-            except (_NotKept, Refused, aiohttp.ClientError, OSError, TimeoutError, ValueError) as fault:
-                failures += 1
-                level = logging.INFO if failures == 1 else logging.DEBUG
-                log.log(level, "no link to %s yet: %s: %s", address, type(fault).__name__, fault)
-            while peer is not None and (link := self._links.get(peer)):
-                await link.ended.wait()
-            ceiling = self._timing.backoff_first_s * 2 ** min(failures, 16)
-            await asyncio.sleep(self._rng.uniform(0, min(ceiling, self._timing.backoff_max_s)))
-        del self._diallers[address]
+    async def _accept_relayed(self, node: NodeId, circuit: Circuit, relay: Link) -> None:
+        tunnel = Tunnel(circuit, self._server_tls, server=True)
+        try:
+            await self._shake(tunnel, node)
+            await self._accepted(tunnel, node, _relayed_by(relay), relay.peer.node)
+        finally:
+            await goodbye(tunnel, GOING_AWAY, "")
 
+    async def _accepted(self, socket: Socket, node: NodeId, path: str, relay: NodeId | None = None) -> None:
+        try:
+            hello = await self._greeting.hear(socket, node)
+            link = self._link(socket, hello, dialled=False, path=path, relay=relay)
+            events = self._adopt(link)
+        except NotKept as fault:
+            log.log(fault.level, "no link with %s: %s", node, fault.why)
+            await goodbye(socket, fault.code, fault.why)
+            return
+        link.greet(self._greeting.hello())
+        await self._keep(link, events)
+
+    # dialling ----------------------------------------------------------------------------------------------------
     async def _dial_once(self, address: str) -> NodeId:
         """One attempt, and the life of the link if it gives one. The node that answers at `address`."""
         assert self._session is not None
-        async with asyncio.timeout(CONNECT_S):
+        async with self._handshakes, asyncio.timeout(CONNECT_S):
             socket = await self._session.ws_connect(
                 f"https://{address}/link",
                 heartbeat=None,
@@ -258,88 +256,97 @@ class Links:
                 max_msg_size=FRAME_BYTES_MAX,
                 timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=CLOSE_S),
             )
+        _keep_little_unsent(socket.get_extra_info("socket"))
+        return await self._dialled(socket, f"dialled {address}")
+
+    async def _dial_relayed(self, node: NodeId, circuit: Circuit, relay: Link) -> None:
+        tunnel = Tunnel(circuit, self._client_tls, server=False)
         try:
-            _keep_little_unsent(socket.get_extra_info("socket"))
-            return await self._dialled(socket, address)
-        except _NotKept as fault:
+            async with self._handshakes:
+                await self._shake(tunnel, node)
+            await self._dialled(tunnel, _relayed_by(relay), relay.peer.node)
+        except NotKept as fault:
+            raise Unavailable(fault.why) from fault
+        finally:
+            await goodbye(tunnel, GOING_AWAY, "")
+
+    async def _dialled(self, socket: Socket, path: str, relay: NodeId | None = None) -> NodeId:
+        """The life of a link if `socket` gives one; the node at its other end."""
+        try:
+            return await self._dialled_open(socket, path, relay)
+        except NotKept as fault:
             await goodbye(socket, fault.code, fault.why)
             raise
         finally:
             await goodbye(socket, GOING_AWAY, "")
 
-    async def _dialled(self, socket: Socket, address: str) -> NodeId:
+    async def _dialled_open(self, socket: Socket, path: str, relay: NodeId | None) -> NodeId:
         node = self._identity.peer_of(_certificate(socket.get_extra_info("ssl_object")))
         if node == self._identity.node:
-            raise _OwnAddress
+            raise OwnAddress
         self._check_peer(node)
-        if node in self._links or node in self._greeting:
+        linked = self._links.get(node)
+        if node in self._asked or (linked and (linked.relay is None or relay is not None)):
             return node
-        self._greeting.add(node)
+        self._asked.add(node)
         try:
-            await socket.send_bytes(frames.encode(Frame(0, Kind.HELLO, frames.encode_body(self._hello()))))
-            hello = await self._hear(socket, node)
-            link = self._link(socket, hello, dialled=True, path=f"dialled {address}")
+            await socket.send_bytes(self._greeting.frame())
+            hello = await self._greeting.hear(socket, node)
+            link = self._link(socket, hello, dialled=True, path=path, relay=relay)
             try:
                 events = self._adopt(link)
-            except _NotKept as fault:
+            except NotKept as fault:
                 if fault.code != DUPLICATE:
                     raise
                 link.retire()  # the other side may count on it until our rival link has reached it
                 events = ()
         finally:
-            self._greeting.discard(node)
+            self._asked.discard(node)
         await self._keep(link, events)
         return node
 
     # both --------------------------------------------------------------------------------------------------------
-    def _hello(self) -> Hello:
-        me = self._identity
-        return Hello(PROTOCOL, PROTOCOL, me.node, me.cluster_id, me.name, self.addresses)
-
     def _check_peer(self, node: NodeId) -> None:
         if node in self._denied:
-            raise _NotKept(REFUSED, f"{node} is denied by the cluster")
+            raise NotKept(REFUSED, f"{node} is denied by the cluster")
         if self._closing or len(self._running) >= LINKS_MAX:
-            raise _NotKept(GOING_AWAY, "no more links here")
+            raise NotKept(GOING_AWAY, "no more links here")
 
-    async def _hear(self, socket: Socket, node: NodeId) -> Hello:
-        """The peer's hello, checked against its certificate. Raises `_NotKept`."""
-        try:
-            async with asyncio.timeout(self._timing.hello_s):
-                message = await socket.receive()
-        except TimeoutError:
-            raise _NotKept(REFUSED, "no hello came") from None
-        if message.type is not WSMsgType.BINARY:
-            raise _NotKept(REFUSED, closing_words(socket, message))
-        frame = frames.decode(message.data)
-        if isinstance(frame, Dropped) or frame.kind is not Kind.HELLO:
-            raise _NotKept(REFUSED, "the first frame is not a hello")
-        hello = frames.decode_hello(frame.body)
-        if isinstance(hello, Dropped):
-            raise _NotKept(REFUSED, hello.reason)
-        if hello.node != node:
-            raise _NotKept(REFUSED, f"it says it is {hello.node}, its certificate says {node}")
-        if hello.cluster_id != self._identity.cluster_id:
-            raise _NotKept(REFUSED, f"it is of cluster {hello.cluster_id}, not of {self._identity.cluster_id}")
-        if hello.fault:
-            raise _NotKept(REFUSED, hello.fault)
-        return hello
+    async def _shake(self, tunnel: Tunnel, node: NodeId) -> None:
+        """TLS inside a relayed circuit, with `node` and nobody else. Raises `Refused`, `ssl.SSLError`, `OSError`."""
+        async with asyncio.timeout(self._timing.hello_s):
+            await tunnel.handshake()
+        found = self._identity.peer_of(_certificate(tunnel.get_extra_info("ssl_object")))
+        if found != node:
+            raise Refused(f"{found} is at the far side of the relay", f"{node} was asked for.")
+        self._check_peer(node)
 
-    def _link(self, socket: Socket, hello: Hello, *, dialled: bool, path: str) -> Link:
+    def _link(self, socket: Socket, hello: Hello, *, dialled: bool, path: str, relay: NodeId | None) -> Link:
         async def on_message(message: PeerMessage) -> None:
             await self._on_event(Received(hello.node, message))
 
-        return Link(socket, hello, self._serve, on_message, self._timing, dialled=dialled, path=path)
+        def serve(peer: NodeId, name: str, body: bytes) -> AsyncIterator[bytes]:
+            if name in (RELAY, RELAYED):
+                return self._relay.serve(link, name, body)
+            return self._serve(peer, name, body)
+
+        link = Link(socket, hello, serve, on_message, self._timing, dialled=dialled, path=path, relay=relay)
+        return link
 
     def _adopt(self, link: Link) -> tuple[Event, ...]:
-        """Make `link` the one to its peer; the events this is. Raises `_NotKept` where the other one stays."""
+        """Make `link` the one to its peer; the events this is. Raises `NotKept` where the other one stays."""
         node = link.peer.node
         self._check_peer(node)  # the deny-list may have changed meanwhile
         if node == self._identity.node:
-            raise _NotKept(REFUSED, "that is this node itself, or a copy of it")
+            raise NotKept(REFUSED, "that is this node itself, or a copy of it")
         rival = self._links.get(node)
         if rival is None:
             events: tuple[Event, ...] = (LinkUp(node),)
+        elif (rival.relay is None) != (link.relay is None):
+            if rival.relay is None:
+                raise NotKept(DUPLICATE, "a direct link is kept")
+            rival.retire()
+            events = ()
         elif rival.dialled == link.dialled:
             rival.end(DUPLICATE, "its node dialled anew")
             events = (LinkDown(node), LinkUp(node))
@@ -347,7 +354,7 @@ class Links:
             rival.retire()
             events = ()
         else:
-            raise _NotKept(DUPLICATE, "another link is kept")
+            raise NotKept(DUPLICATE, "another link is kept")
         self._links[node] = link
         return events
 

@@ -1,10 +1,14 @@
-"""What waits to go out on one link: urgent frames before bulk ones, both bounded.
+"""What waits to go out on one link: urgent lanes before slow ones, all bounded.
 
-    control, ping, credit, open ─urge──▶ urgent ─┐
-    data, end, reset ─────────────put──▶ bulk ───┴──next──▶ socket
+    ping, credit, open, votes, gossip … ─urge──▶ CONTROL   ─┐
+    push, forwarded webhooks            ─urge──▶ REPLICATE ─┤ in this order
+    batches that catch a ledger up      ─urge──▶ SYNC      ─┤
+    pipes of relayed links              ─put───▶ RELAYED  ─┐│
+    answers, models                     ─put───▶ BULK     ─┴┴─ taking turns ──next──▶ socket
 
-`urge` never waits: a peer so slow that the urgent queue reaches its cap gets `overflow`, and loses the link.
-`put` waits for room, so the makers of bulk hold what there is no place for.
+`urge` never waits: a peer so slow that the urgent lanes reach their cap gets `overflow`, and loses the link. `put`
+waits for room, so the makers of bulk hold what there is no place for. Deciders bear messages that overtake each other:
+in the simulator all of them do.
 """
 
 from __future__ import annotations
@@ -12,22 +16,47 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from enum import IntEnum
 
+from ..wire import Batch, ForwardHook, PeerMessage, Push
 from . import frames
 from .frames import Frame
 
 URGENT_FRAMES_MAX = 2048
 URGENT_BYTES_MAX = 16 * 1024 * 1024
 """A few of the largest messages; a reader further behind is better served by a new link."""
-BULK_FRAMES_MAX = 4
+SLOW_FRAMES_MAX = 4
+"""Of each slow lane."""
+
+
+class Lane(IntEnum):
+    CONTROL = 0
+    REPLICATE = 1
+    SYNC = 2
+    RELAYED = 3
+    BULK = 4
+
+
+_URGENT = (Lane.CONTROL, Lane.REPLICATE, Lane.SYNC)
+
+
+def lane_of(message: PeerMessage) -> Lane:
+    """The large messages wait for the small ones, and history waits for what is happening."""
+    match message:
+        case Push() | ForwardHook():
+            return Lane.REPLICATE
+        case Batch():
+            return Lane.SYNC
+        case _:
+            return Lane.CONTROL
 
 
 class Outbox:
     def __init__(self, overflow: Callable[[], None]) -> None:
         self._overflow = overflow
-        self._urgent: deque[bytes] = deque()
-        self._urgent_bytes = 0
-        self._bulk: deque[bytes] = deque()
+        self._lanes: tuple[deque[bytes], ...] = tuple(deque() for _ in Lane)
+        self._urgent_frames = self._urgent_bytes = 0
+        self._turn = Lane.RELAYED
         self._wake, self._room = asyncio.Event(), asyncio.Event()
         self._shut = False
 
@@ -39,35 +68,47 @@ class Outbox:
         """May a request of `size` bytes be urged? Half the queue is kept for control messages."""
         return self._urgent_bytes + size <= URGENT_BYTES_MAX // 2
 
-    def urge(self, frame: Frame) -> bool:
-        """Queue `frame` before all bulk. False: the link is over."""
+    def urge(self, frame: Frame, lane: Lane = Lane.CONTROL) -> bool:
+        """Queue `frame` before all that is slow. False: the link is over."""
         if self._shut:
             return False
         data = frames.encode(frame)
-        if len(self._urgent) >= URGENT_FRAMES_MAX or self._urgent_bytes + len(data) > URGENT_BYTES_MAX:
+        if self._urgent_frames >= URGENT_FRAMES_MAX or self._urgent_bytes + len(data) > URGENT_BYTES_MAX:
             self._overflow()
             return False
-        self._urgent.append(data)
+        self._lanes[lane].append(data)
+        self._urgent_frames += 1
         self._urgent_bytes += len(data)
         self._wake.set()
         return True
 
-    async def put(self, frame: Frame) -> None:
-        """Queue `frame` behind the other bulk, once there is room."""
-        while len(self._bulk) >= BULK_FRAMES_MAX:
+    async def put(self, frame: Frame, lane: Lane = Lane.BULK) -> None:
+        """Queue `frame` behind the others of its slow lane, once there is room."""
+        while len(self._lanes[lane]) >= SLOW_FRAMES_MAX:
             self._room.clear()
             await self._room.wait()
-        self._bulk.append(frames.encode(frame))
+        self._lanes[lane].append(frames.encode(frame))
         self._wake.set()
 
     async def next(self) -> bytes:
         """The bytes to send next."""
-        while not self._urgent and not self._bulk:
+        while not any(self._lanes):
             self._wake.clear()
             await self._wake.wait()
-        if self._urgent:
-            data = self._urgent.popleft()
-            self._urgent_bytes -= len(data)
-            return data
+        for lane in _URGENT:
+            if self._lanes[lane]:
+                data = self._lanes[lane].popleft()
+                self._urgent_frames -= 1
+                self._urgent_bytes -= len(data)
+                return data
+        return self._next_slow()
+
+    def _next_slow(self) -> bytes:
+        lane = self._turn if self._lanes[self._turn] else _other(self._turn)
+        self._turn = _other(lane)
         self._room.set()
-        return self._bulk.popleft()
+        return self._lanes[lane].popleft()
+
+
+def _other(lane: Lane) -> Lane:
+    return Lane.BULK if lane is Lane.RELAYED else Lane.RELAYED

@@ -23,8 +23,8 @@ from ..errors import Broken, Overloaded, PiclusterError, Unavailable
 from ..ids import NodeId
 from ..wire import Dropped
 from . import frames
-from .frames import CHUNK_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES, Frame, Hello, Kind, Request
-from .outbox import Outbox
+from .frames import CHUNK_BYTES_MAX, RELAY, RELAYED, STREAMS_MAX, WINDOW_BYTES, Frame, Hello, Kind, Request
+from .outbox import Lane, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,11 @@ class Streams:
         for answer in self._asked.values():
             answer.finish(Unavailable(f"the link to {self._peer.name} broke", self._over))
 
+    @property
+    def idle(self) -> bool:
+        """No answer is on its way, in either direction."""
+        return not self._asked and not self._served
+
     def take(self, frame: Frame) -> str:
         """Act on a frame that is on a stream; the fault in it, if any."""
         match frame.kind:
@@ -122,19 +127,20 @@ class Streams:
 
     async def _answer(self, stream: int, request: Request, serving: _Serving) -> None:
         last = Frame(stream, Kind.END)
+        lane = Lane.RELAYED if request.name in (RELAY, RELAYED) else Lane.BULK
         try:
             async with _closing(self._serve(self._peer.node, request.name, request.body)) as chunks:
                 async for chunk in chunks:
                     for start in range(0, len(chunk), CHUNK_BYTES_MAX):
                         piece = chunk[start : start + CHUNK_BYTES_MAX]
                         await serving.spend(len(piece))
-                        await self._outbox.put(Frame(stream, Kind.DATA, piece))
+                        await self._outbox.put(Frame(stream, Kind.DATA, piece), lane)
         except PiclusterError as fault:
             last = Frame(stream, Kind.RESET, frames.encode_reset(fault))
         except Exception:
             log.exception("answering %r of %s failed", request.name, self._peer.name)
             last = Frame(stream, Kind.RESET, frames.encode_reset(Broken("the answer failed", "see the node's log.")))
-        await self._outbox.put(last)
+        await self._outbox.put(last, lane)
 
     def _credited(self, frame: Frame) -> str:
         amount = frames.decode_credit(frame.body)

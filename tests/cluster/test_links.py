@@ -15,9 +15,10 @@ from aiohttp import web
 
 from piclusterd import wire
 from piclusterd.cluster import frames, identity
+from piclusterd.cluster.door import HANDSHAKES_AN_ADDRESS_MAX
 from piclusterd.cluster.frames import CHUNK_BYTES_MAX, WINDOW_BYTES, Frame, Hello, Kind
 from piclusterd.cluster.identity import Identity
-from piclusterd.cluster.link import DUPLICATE, REFUSED, VIOLATION, Timing
+from piclusterd.cluster.link import DUPLICATE, REFUSED, VERSION, VIOLATION, Timing
 from piclusterd.cluster.links import Links
 from piclusterd.errors import Broken, NotFound, Unavailable, UserError
 from piclusterd.events import Event, LinkDown, LinkUp, Received
@@ -26,19 +27,23 @@ from piclusterd.wire import Dropped, Nack
 from tests.cluster.test_identity import member
 
 PATIENCE_S = 20.0
-QUICK = Timing(ping_idle_s=0.05, silent_s=0.2, retire_s=0.05, backoff_first_s=0.01, backoff_max_s=0.05)
-CALM = Timing(backoff_first_s=0.01, backoff_max_s=0.05, retire_s=0.05)
+QUICK = Timing(
+    ping_idle_s=0.05, silent_s=0.2, retire_s=0.05, backoff_first_s=0.01, backoff_max_s=0.05, direct_first_s=0.0
+)
+CALM = Timing(backoff_first_s=0.01, backoff_max_s=0.05, retire_s=0.05, direct_first_s=0.0)
 
 
 class Node:
     """A node's links, with everything they posted and a small set of requests it serves."""
 
-    def __init__(self, me: Identity, timing: Timing = CALM) -> None:
+    def __init__(self, me: Identity, timing: Timing = CALM, protocols: tuple[int, int] = wire.PROTOCOLS) -> None:
         self.me, self.id = me, me.node
         self.events: list[Event] = []
         self.closed_streams = 0
         self._changed = asyncio.Condition()
-        self.links = Links(me, self.post, self.serve, random.Random(me.node), ("10.0.0.1:7946",), timing=timing)
+        self.links = Links(
+            me, self.post, self.serve, random.Random(me.node), ("10.0.0.1:7946",), timing=timing, protocols=protocols
+        )
         self.midway: Callable[[], object] = lambda: None
         self.address = ""
 
@@ -211,7 +216,7 @@ async def test_both_dialling_at_once_end_with_the_same_link(
 async def settled(a: Node, b: Node) -> None:
     """Until retired links are gone on both sides; requests in between keep the loop turning."""
     async with asyncio.timeout(PATIENCE_S):
-        while any(node.links._greeting or len(node.links._running) != 1 for node in (a, b)):
+        while any(node.links._asked or len(node.links._running) != 1 for node in (a, b)):
             try:
                 await collect(a.links.request(b.id, "echo", b"x", 5))
             except Unavailable:
@@ -233,7 +238,7 @@ async def test_ones_own_address_is_forgotten(ids: tuple[Identity, Identity, Iden
     a = Node(ids[0])
     async with running(a):
         assert a.links.dial(a.address)
-        dialler = a.links._diallers[a.address]
+        dialler = a.links._dialler._tasks[a.address]
         async with asyncio.timeout(PATIENCE_S):
             await dialler
         assert not a.links.dial(a.address)
@@ -459,9 +464,47 @@ async def test_a_hello_that_does_not_fit_gives_no_link(
         if first:
             await socket.send_bytes(first(ids[1]))
         code, why = await closed_with(socket)
-        assert code == REFUSED
+        assert code == (VERSION if "protocol" in words else REFUSED)
         assert words in why
         assert a.events == []
+
+
+async def test_adjacent_releases_form_one_cluster_and_the_next_but_one_is_told_what_to_do(
+    ids: tuple[Identity, Identity, Identity], caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer, newest = (
+        Node(me, protocols=spoken) for me, spoken in zip(ids, ((1, 2), (2, 3), (3, 4)), strict=True)
+    )
+    async with running(older, newer, newest):
+        older.links.dial(newer.address)
+        newest.links.dial(newer.address)
+        newest.links.dial(older.address)
+        await older.saw(LinkUp(newer.id))
+        await newer.saw(LinkUp(older.id), LinkUp(newest.id))
+        async with raw(older.address, ids[2].client_context()) as socket:
+            await socket.send_bytes(hello_of(ids[2], lowest=3, highest=4))
+            assert await closed_with(socket) == (
+                VERSION,
+                "pi-3 speaks protocol 3 to 4, pi-1 speaks 1 to 2: upgrade this node to a release between the two first",
+            )
+        assert newest.id not in older.links.peers()
+    assert [r for r in caplog.records if r.levelname == "WARNING" and "upgrade" in r.getMessage()]
+
+
+async def test_a_stranger_who_begins_many_handshakes_is_kept_to_a_share(
+    ids: tuple[Identity, Identity, Identity],
+) -> None:
+    a, b = Node(ids[0]), Node(ids[1])
+    async with running(a, b), asyncio.timeout(PATIENCE_S):
+        host, _, port = a.address.partition(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(HANDSHAKES_AN_ADDRESS_MAX)]
+        reader, writer = await asyncio.open_connection(host, int(port))
+        assert await reader.read() == b"", "one too many is closed at once"
+        writer.close()
+        for _, held in silent:
+            held.close()
+        b.links.dial(a.address)
+        await b.saw(LinkUp(a.id))
 
 
 @pytest.mark.parametrize(
@@ -529,10 +572,10 @@ async def test_a_hint_that_leads_nowhere_is_given_up(ids: tuple[Identity, Identi
         async with running(gone := Node(ids[2])):
             pass
         assert a.links.dial(gone.address, hint=True)
-        dialler = a.links._diallers[gone.address]
+        dialler = a.links._dialler._tasks[gone.address]
         async with asyncio.timeout(PATIENCE_S):
             await dialler
-        assert gone.address not in a.links._diallers
+        assert gone.address not in a.links._dialler._tasks
         assert a.links.dial(gone.address, hint=True)
 
 

@@ -2,7 +2,8 @@ import asyncio
 
 from piclusterd.cluster import frames
 from piclusterd.cluster.frames import Frame, Kind
-from piclusterd.cluster.outbox import BULK_FRAMES_MAX, URGENT_BYTES_MAX, URGENT_FRAMES_MAX, Outbox
+from piclusterd.cluster.outbox import SLOW_FRAMES_MAX, URGENT_BYTES_MAX, URGENT_FRAMES_MAX, Lane, Outbox, lane_of
+from piclusterd.wire import Batch, Nack, Push
 
 PING = Frame(0, Kind.PING, b"12345678")
 DATA = Frame(1, Kind.DATA, b"data")
@@ -22,9 +23,32 @@ async def test_urgent_frames_overtake_bulk() -> None:
     assert out == [PING, DATA, DATA]
 
 
+async def test_urgent_lanes_go_in_their_order() -> None:
+    box, _ = outbox()
+    frames_in = {lane: Frame(0, Kind.CONTROL, bytes([lane])) for lane in (Lane.SYNC, Lane.REPLICATE, Lane.CONTROL)}
+    for lane, frame in frames_in.items():
+        box.urge(frame, lane)
+    out = [frames.decode(await box.next()) for _ in frames_in]
+    assert out == [frames_in[Lane.CONTROL], frames_in[Lane.REPLICATE], frames_in[Lane.SYNC]]
+
+
+async def test_pipes_of_relayed_links_and_bulk_take_turns() -> None:
+    box, _ = outbox()
+    pipe = Frame(3, Kind.DATA, b"pipe")
+    for _ in range(3):
+        await box.put(DATA)
+    for _ in range(2):
+        await box.put(pipe, Lane.RELAYED)
+    assert [frames.decode(await box.next()) for _ in range(5)] == [pipe, DATA, pipe, DATA, DATA]
+
+
+def test_history_waits_for_what_is_happening() -> None:
+    assert lane_of(Nack(1)) < lane_of(Push(1, ())) < lane_of(Batch(()))
+
+
 async def test_bulk_waits_for_room_and_goes_on_in_order() -> None:
     box, _ = outbox()
-    sent = [Frame(1, Kind.DATA, bytes([n])) for n in range(3 * BULK_FRAMES_MAX)]
+    sent = [Frame(1, Kind.DATA, bytes([n])) for n in range(3 * SLOW_FRAMES_MAX)]
 
     async def make() -> None:
         for frame in sent:
@@ -39,7 +63,7 @@ async def test_bulk_waits_for_room_and_goes_on_in_order() -> None:
 
 async def test_a_full_bulk_queue_holds_its_maker() -> None:
     box, _ = outbox()
-    for _ in range(BULK_FRAMES_MAX):
+    for _ in range(SLOW_FRAMES_MAX):
         await box.put(DATA)
     late = asyncio.ensure_future(box.put(DATA))
     done, waiting = await asyncio.wait([late], timeout=0)
