@@ -50,7 +50,7 @@ from .ledger.ballast import BALLAST_BYTES
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .upkeep import VOTES, losses, recall, scrub, stroke_watchdog
+from .upkeep import VOTES, keep_linked, losses, recall, scrub, stroke_watchdog
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
@@ -132,6 +132,7 @@ class Daemon:
         self._task(self._tell_facts(), "facts")
         self._task(scrub(self.ledger, self.mailbox), "scrub")
         self._task(keep_renewed(me, self.links), "certificate")
+        self._task(keep_linked(me.node, self.node.membership.alive, self.links), "reach")
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
         self._dial_known()
@@ -243,7 +244,7 @@ class Daemon:
         return lan_addresses(self.config.discovery.interfaces)
 
     def _dial_known(self) -> None:
-        """Seeds, and what was told at the join; mDNS adds to them."""
+        """Seeds, and what was told at the join; mDNS and gossip add to them."""
         for address in (*self.config.peers.seeds, *self.told.peers):
             self.links.dial(address)
 

@@ -84,6 +84,8 @@ class Desk:
         self._rng = rng
         self._hub: HubClient | None = None
         self.meters = Meters()
+        self.meters.relayed_links.set_function(lambda: links.relaying[0])
+        self.meters.relayed_bytes.set_function(lambda: links.relaying[1])
         self.addresses: tuple[str, ...] = ()
         """`host:port` of our peer listener, once it is bound."""
         files = {source: getattr(config.webhooks, f"{source}_secret_file") for source in SOURCES}

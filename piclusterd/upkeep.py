@@ -2,6 +2,7 @@
 
     every SCRUB_EVERY_S ─▶ ledger.scrub_slice ─▶ Damaged (where it changed) ─▶ node: `ledger.care`
     every quarter of WatchdogSec, once the ledger's writer answered ─▶ WATCHDOG=1
+    every REACH_EVERY_S ─▶ members without a link ─▶ dialled at the addresses they tell, sought through neighbours
     start ─▶ recall (a vote record that is gone is a loss) ─▶ losses ─▶ alarms
 
 It decides nothing: what is to be done about rot and losses is `ledger.care`'s, and the owner's.
@@ -11,17 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .board.private import write_private
 from .board.sd_notify import Notifier
 from .cluster import hardstate, identity
+from .cluster.discovery import ADDRESSES_MAX
+from .cluster.links import Links
 from .errors import Broken, PiclusterError
 from .events import Damaged, HardState
 from .ids import NodeId
 from .ledger.archive import VOTES_LOST
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
+from .wire import Member
 
 log = logging.getLogger("piclusterd")
 
@@ -31,6 +36,22 @@ SCRUB_EVERY_S = 5.0
 """Between two slices of 256 entries: 100,000 are looked at in half an hour, at a hundredth of the disk's time."""
 SCRUB_REST_S = 6 * 3600.0
 """After the whole ledger was looked at."""
+
+
+REACH_EVERY_S = 0.5
+
+
+async def keep_linked(me: NodeId, members: Callable[[], Iterable[Member]], links: Links) -> None:
+    """Have a link with every member that is here, whatever it takes, until cancelled."""
+    while True:
+        await asyncio.sleep(REACH_EVERY_S)
+        linked = links.peers()
+        here = [member for member in members() if member.node != me]
+        for member in here:
+            if member.node not in linked or linked[member.node].relayed:
+                for address in member.facts.addresses[:ADDRESSES_MAX]:
+                    links.dial(address, hint=True)
+        links.reach(member.node for member in here)
 
 
 async def scrub(ledger: LedgerWriter, mailbox: Mailbox, every_s: float = SCRUB_EVERY_S) -> None:

@@ -67,6 +67,7 @@ class LinkInfo:
     addresses: tuple[str, ...]
     since: float
     name: str
+    relayed: bool
 
 
 def _relayed_by(relay: Link) -> str:
@@ -177,7 +178,9 @@ class Links:
 
     def peers(self) -> Mapping[NodeId, LinkInfo]:
         return {
-            node: LinkInfo(link.path, link.rtt_s, link.peer.addresses, link.since, link.peer.name)
+            node: LinkInfo(
+                link.path, link.rtt_s, link.peer.addresses, link.since, link.peer.name, link.relay is not None
+            )
             for node, link in self._links.items()
         }
 

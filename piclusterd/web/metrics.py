@@ -50,6 +50,12 @@ class Meters:
         self.loop_lag = Gauge(
             "piclusterd_event_loop_lag_seconds", "How late the loop woke, last measured.", registry=self.registry
         )
+        self.relayed_links = Gauge(
+            "piclusterd_relayed_links", "Links of others that this node relays.", registry=self.registry
+        )
+        self.relayed_bytes = Gauge(
+            "piclusterd_relayed_bytes", "Relayed for others since the start.", registry=self.registry
+        )
         self.registry.register(_ViewCollector(self))
 
     def exposition(self, view: View | None) -> bytes:
