@@ -79,7 +79,7 @@ def open_database(path: Path | str) -> sqlite3.Connection:
     conn = _connect(path)
     try:
         _check_owner(conn, path)
-        conn.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        conn.execute("PRAGMA auto_vacuum=INCREMENTAL")  # writes: what a killed daemon left unsynced is synced with it
         conn.execute("PRAGMA journal_mode=WAL")
         conn.execute("PRAGMA synchronous=FULL")
         _migrate(conn)

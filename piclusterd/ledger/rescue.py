@@ -5,6 +5,7 @@
     ledger.db.new-epoch      a restore left it: the next start opens a new log
     ledger.db.convalescent   why this ledger may lack entries it once acknowledged; stays until `recovered`
     ledger.db.damaged        the last file that was moved aside
+    ledger.db.rescuing       why: a file is being moved aside and taken over; a start that finds this goes on with it
 
     start ─┬ unclean, and quick_check finds fault ─▶ moved aside, what is readable is taken over, the rest refetched
            ├ not a database any more ──────────────▶ the same
@@ -14,6 +15,9 @@
 It refuses to guess: a database of another program or of a newer release is not ours to move (`database.open_database`
 says so). Nothing is deleted but the file that an earlier start had moved aside: it was one ledger's worth of disk.
 The hash chain, not SQLite, says what is true: what is taken over from a damaged file is verified like a stranger's.
+
+Invariant. A rescue may be cut short at any step, by the power or a full disk, and the next start loses nothing that the
+damaged file could still tell.
 """
 
 from __future__ import annotations
@@ -21,21 +25,23 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
-from ..board.private import write_private
+from ..board.private import sync_directory, write_private
 from ..errors import Broken, Refused
 from ..ids import LogId, NodeId
 from ..wire import Entry
 from . import rows, scrub, store
-from .database import transaction
+from .database import broken, transaction
 from .entry import Verify, entry_hash
 
 SALVAGE_BATCH = 256
 """Entries taken over from a damaged file in one transaction."""
+_SUFFIXES = ("-wal", "-shm", "")
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -76,6 +82,8 @@ def open_checked(path: Path, verify: Verify, ran_before: bool) -> sqlite3.Connec
 
     `ran_before`: this node has voted, so a ledger that is missing was lost. What was found is in `convalescent`.
     """
+    if under_way := _text(beside(path, "rescuing")):
+        return _rescue(path, under_way, verify)
     mark = load_mark(path)
     if not path.exists():
         if mark is not None or ran_before:
@@ -98,42 +106,68 @@ def open_checked(path: Path, verify: Verify, ran_before: bool) -> sqlite3.Connec
 
 
 def _begin_anew(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
+    for suffix in _SUFFIXES:
+        Path(f"{beside(path, 'damaged')}{suffix}").unlink(missing_ok=True)
+    write_private(beside(path, "rescuing"), why.encode())  # from here on every start goes on with it
+    return _rescue(path, why, verify)
+
+
+def _rescue(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
+    """Move the damaged file aside and take over what it can tell. Raises Broken where the disk is full or fails."""
     aside = beside(path, "damaged")
-    for suffix in ("-wal", "-shm", ""):
-        old = Path(f"{path}{suffix}")
-        Path(f"{aside}{suffix}").unlink(missing_ok=True)
-        if old.exists():
-            old.rename(f"{aside}{suffix}")
     set_convalescent(path, f"{why}; it was moved to {aside.name}")
+    if aside.exists():
+        for suffix in _SUFFIXES:  # what a rescue cut short had taken over: less than what is taken over now
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+    else:
+        _move(path, aside)
     conn = store.open_database(path)
-    salvage(aside, conn, verify)
+    try:
+        salvage(aside, conn, verify)
+    except BaseException as fault:
+        conn.close()
+        if isinstance(fault, sqlite3.Error):
+            raise broken(fault, path) from fault
+        raise
+    beside(path, "rescuing").unlink()
+    sync_directory(path.parent)
     return conn
 
 
+def _move(path: Path, aside: Path) -> None:
+    """Rename the ledger with its WAL. The database last: where it stands at its new place, the WAL is there too."""
+    for suffix in _SUFFIXES:
+        if (old := Path(f"{path}{suffix}")).exists():
+            old.rename(f"{aside}{suffix}")
+            sync_directory(path.parent)
+
+
 def salvage(source: Path, conn: sqlite3.Connection, verify: Verify) -> int:
-    """Take over what can still be read of the ledger at `source` and verifies; the number of entries."""
-    taken = 0
-    try:
-        with closing(sqlite3.connect(source, isolation_level=None)) as old:
-            for row in rows.logs(old).values():
-                taken += _salvage_log(old, row, conn, verify)
-    except sqlite3.Error:
-        pass  # what it cannot tell any more, the other nodes can
-    return taken
+    """Take over what can still be read of the ledger at `source` and verifies; the number of entries.
+
+    Raises sqlite3.Error where `conn` cannot take it; that `source` cannot be read any further is no error.
+    """
+    with closing(sqlite3.connect(source, isolation_level=None)) as old:
+        try:
+            logs = rows.logs(old).values()
+        except sqlite3.Error:
+            return 0  # what it cannot tell any more, the other nodes can
+        batches = (batch for row in logs for batch in _readable(old, row))
+        return sum(len(store.apply(conn, batch, verify, resets=True).facts) for batch in batches)
 
 
-def _salvage_log(old: sqlite3.Connection, row: rows.Log, conn: sqlite3.Connection, verify: Verify) -> int:
-    taken = 0
+def _readable(old: sqlite3.Connection, row: rows.Log) -> Iterator[list[Entry]]:
+    """The log's entries in batches that end signed, up to the first page that cannot be read."""
     batch: list[Entry] = []
     try:
         for _, entry in rows.entries(old, row, 1):
             batch.append(entry)
             if entry.signature and len(batch) >= SALVAGE_BATCH:
-                taken += len(store.apply(conn, batch, verify, resets=True).facts)
-                batch.clear()
+                yield batch
+                batch = []
     except sqlite3.Error:
         pass  # a torn page: the log is kept up to here
-    return taken + len(store.apply(conn, batch, verify, resets=True).facts)
+    yield batch
 
 
 def _quick_check(conn: sqlite3.Connection) -> str:
@@ -193,10 +227,7 @@ def new_epoch_opened(path: Path) -> None:
 
 def convalescent(path: Path) -> str:
     """Why the ledger at `path` may lack what it acknowledged; "" where it does not."""
-    try:
-        return beside(path, "convalescent").read_text(errors="replace")
-    except FileNotFoundError:
-        return ""
+    return _text(beside(path, "convalescent"))
 
 
 def set_convalescent(path: Path, why: str) -> None:
@@ -205,3 +236,11 @@ def set_convalescent(path: Path, why: str) -> None:
 
 def set_recovered(path: Path) -> None:
     beside(path, "convalescent").unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    """What the file says; "" where there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""

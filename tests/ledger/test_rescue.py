@@ -105,9 +105,7 @@ async def test_a_torn_page_is_found_after_a_power_cut_and_what_is_readable_is_ta
     path: Path, peer: LedgerWriter
 ) -> None:
     unclean(path)
-    with path.open("r+b") as file:
-        file.seek(12 * 4096)
-        file.write(b"\xff" * 4096)
+    tear(path, 12)
     async with opened(path) as ledger:
         assert "damaged" in ledger.lost
         assert rescue.beside(path, "damaged").exists()
@@ -119,6 +117,69 @@ async def test_a_torn_page_is_found_after_a_power_cut_and_what_is_readable_is_ta
         await ledger.recovered()
     async with opened(path) as ledger:
         assert ledger.lost == ""
+
+
+class PowerCut(BaseException):
+    """Ends a start in the middle, as nothing in it expects."""
+
+
+async def start_cut_short(path: Path, after: int) -> None:
+    """A start that ends while it takes entries over: at the `after`-th signature."""
+    left = iter(range(after))
+
+    def verify_until(key: bytes, signature: bytes, data: bytes) -> bool:
+        if next(left, None) is None:
+            raise PowerCut
+        return verify(key, signature, data)
+
+    with pytest.raises(PowerCut):
+        rescue.open_checked(path, verify_until, ran_before=True)
+
+
+def tear(path: Path, page: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(page * 4096)
+        file.write(b"\xff" * 4096)
+
+
+async def test_a_rescue_cut_short_is_gone_on_with(path: Path, peer: LedgerWriter) -> None:
+    unclean(path)
+    tear(path, 12)
+    for after in (3, 0):
+        await start_cut_short(path, after)
+    async with opened(path) as ledger:
+        assert "damaged" in ledger.lost
+        assert 5 < len(await notes(ledger)) < len(TEXTS), "the front of the log was salvaged all the same"
+        await fetch(ledger, peer)
+        assert await notes(ledger) == sorted(TEXTS)
+        await append(ledger, ["later"])
+    async with opened(path) as ledger:
+        assert "later" in await notes(ledger), "the rescue ended once"
+
+
+async def test_a_rescue_cut_short_between_two_renames_keeps_what_only_the_wal_holds(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as ledger:
+        await append(ledger, ["in the database"])
+        assert await ledger.checkpoint()
+        await append(ledger, TEXTS)
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", tmp_path / f"image{suffix}")
+    for suffix in ("", "-wal"):
+        (tmp_path / f"image{suffix}").rename(f"{path}{suffix}")
+    await asyncio.to_thread(rescue.beside(path, "rescuing").write_text, "torn")
+    path.with_name("ledger.db-wal").rename(path.with_name("ledger.db.damaged-wal"))
+    async with opened(path) as ledger:
+        assert await notes(ledger) == sorted(["in the database", *TEXTS])
+        assert "torn" in ledger.lost
+
+
+async def test_taking_over_into_a_full_disk_is_an_error_and_no_short_ledger(
+    path: Path, peer: LedgerWriter, tmp_path: Path
+) -> None:
+    with closing(store.open_database(tmp_path / "small.db")) as small:
+        small.execute("PRAGMA max_page_count=12")
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            rescue.salvage(path, small, verify)
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 40_000, b"not a database" * 1000])
