@@ -50,7 +50,7 @@ from .ledger.ballast import BALLAST_BYTES
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .upkeep import VOTES, keep_linked, losses, recall, scrub, stroke_watchdog
+from .upkeep import VOTES, keep_linked, ledger_flags, losses, recall, scrub, stroke_watchdog
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
@@ -154,8 +154,9 @@ class Daemon:
         hard = replace(hard, incarnation=hard.incarnation + 1)
         await asyncio.to_thread(hardstate.save, self._votes_dir(), hard)
         await asyncio.to_thread(hardstate.note_voted, self.me.directory, self.me.node)
+        self.no_votes = no_votes
         heads, facts = await self.ledger.heads(), await self.ledger.replay()
-        for loss in losses(self.me.name, self.config.state_dir, self.ledger.lost, no_votes):
+        for loss in losses(self.me.name, self.config.state_dir, self.ledger.lost, self.no_votes):
             log.error("%s", loss)
             self.bus.publish("alarm", {"text": loss})
         setup = Setup(
@@ -170,7 +171,7 @@ class Daemon:
             attempts_max=self.config.triage.attempts_max,
             log=self.ledger.log,
             lost=self.ledger.lost,
-            votes_lost=no_votes,
+            votes_lost=self.no_votes,
             damaged=self.ledger.damaged,
         )
         return Node(setup, self.rng, self.clock())
@@ -292,8 +293,9 @@ class Daemon:
     def _facts(self) -> Facts:
         heads = self.node.reconcile.heads()
         return describe_node(
-            self.config, self.me.name, self.addresses, self.api_port, self.pool.facts(), sum(h.seq for h in heads)
-        )
+            self.config, self.me.name, self.addresses, self.api_port, self.pool.facts(), sum(h.seq for h in heads),
+            ledger_flags(self.ledger, self.no_votes),
+        )  # fmt: skip
 
     async def _watch_loop(self) -> None:
         """Tell the node when it was stalled."""

@@ -4,6 +4,7 @@
     every quarter of WatchdogSec, once the ledger's writer answered ─▶ WATCHDOG=1
     every REACH_EVERY_S ─▶ members without a link ─▶ dialled at the addresses they tell, sought through neighbours
     start ─▶ recall (a vote record that is gone is a loss) ─▶ losses ─▶ alarms
+    now ─▶ ledger_flags ─▶ this node's facts ─▶ the health list of every node
 
 It decides nothing: what is to be done about rot and losses is `ledger.care`'s, and the owner's.
 """
@@ -99,6 +100,17 @@ def recall(state: Path, me: NodeId) -> tuple[HardState | None, str]:
     if hard is None and hardstate.has_voted(state / identity.DIRECTORY, me) and not marker.exists():
         write_private(marker, f"both copies are gone from {state / VOTES}".encode())
     return hard, marker.read_text(errors="replace") or "no reason is noted" if marker.exists() else ""
+
+
+def ledger_flags(ledger: LedgerWriter, votes: str) -> tuple[str, ...]:
+    """What this node's disk lost, for all to see (`web.health` has the words). `votes`: see `losses`."""
+    signs = {
+        "ledger-lost": bool(ledger.lost),
+        "ledger-rot": bool(ledger.damaged),
+        "ledger-mended": ledger.mended and not ledger.lost and not ledger.damaged,
+        "votes-lost": bool(votes),
+    }
+    return tuple(flag for flag, holds in signs.items() if holds)
 
 
 def losses(name: str, state: Path, ledger: str, votes: str) -> list[str]:

@@ -15,8 +15,9 @@ def describe_node(
     api_port: int,
     models: tuple[ModelFacts, ...],
     ledger_entries: int,
+    ledger_flags: tuple[str, ...] = (),
 ) -> Facts:
-    """One look at the machine. Blocks for the time of a few reads from /sys."""
+    """One look at the machine. Blocks for the time of a few reads from /sys. `ledger_flags`: see `upkeep`."""
     board = sensors.read()
     host = addresses[0].rsplit(":", 1)[0] if addresses else "127.0.0.1"
     return Facts(
@@ -30,7 +31,7 @@ def describe_node(
         memory_used=board.memory_used,
         memory_total=board.memory_total,
         temperature_c=board.temperature_c,
-        flags=board.flags,
+        flags=(*board.flags, *ledger_flags),
         models=models,
         ledger_entries=ledger_entries,
     )

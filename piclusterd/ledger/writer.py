@@ -81,10 +81,8 @@ class LedgerWriter:
         self._wal = path.with_name(path.name + "-wal")
         self._waiting: deque[_Append | _Job] = deque()
         self._arrived = asyncio.Event()
-        self._closing = False
         self._wal_limit = WAL_BYTES_MAX
-        self._cursor = 0
-        self._corrupt = False
+        self._cursor, self._corrupt, self._closing = 0, False, False
         self._writing: Connection
         self._owner: asyncio.Task[None]
         self._ballast: Ballast
@@ -98,6 +96,8 @@ class LedgerWriter:
         """What the scrub found rotten and no peer has mended yet: a node with any does not stand for election."""
         self.lost = ""
         """Why this ledger may lack what it acknowledged (`rewind.recovered` says until when); "" where it does not."""
+        self.mended = False
+        """Since the start there was damage or loss, and it was made good: the disk wants a look all the same."""
         self.last_commit_s = 0.0
         """How long the last group commit took, seconds."""
 
@@ -164,7 +164,9 @@ class LedgerWriter:
 
     async def apply(self, entries: Sequence[Entry], resets: bool = False) -> store.Applied:
         """Store what verifies of `entries` (see `store.apply`). Raises Broken, Unavailable."""
-        applied, self.damaged = await self._do(partial(self._apply, entries, resets))
+        applied, damaged = await self._do(partial(self._apply, entries, resets))
+        self.mended |= bool(self.damaged) and not damaged
+        self.damaged = damaged
         return applied
 
     async def new_epoch(self, lost: str = "") -> Appended:
@@ -194,7 +196,7 @@ class LedgerWriter:
     async def recovered(self) -> None:
         """Others' heads say that nothing acknowledged is missing here any more (see `rewind.recovered`)."""
         await asyncio.to_thread(rescue.set_recovered, self._path)
-        self.lost = ""
+        self.lost, self.mended = "", True
 
     async def probe(self) -> None:
         """Is the disk well? There is room (the ballast's, where it was given up), and a write lands. Raises Broken."""

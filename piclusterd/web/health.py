@@ -69,12 +69,19 @@ class Verdict:
     sentence: str
 
 
-FLAGS: Mapping[str, tuple[str, str, str]] = {
-    "undervolt": ("has too little voltage", "its supply or cable sags under load",
+FLAGS: Mapping[str, tuple[Severity, str, str, str]] = {
+    "undervolt": ("warning", "has too little voltage", "its supply or cable sags under load",
                   "Use the official supply (27 W for a Pi 5) and a short cable."),
-    "throttled": ("is throttled", "its firmware holds the clock down", "Check its cooling and its supply."),
+    "throttled": ("warning", "is throttled", "its firmware holds the clock down", "Check its cooling and its supply."),
+    "ledger-lost": ("warning", "lost part of its ledger", "its disk was damaged, emptied or put back to an older state",
+                    "It fetches what is missing from the other nodes and votes again then; keep those up."),
+    "ledger-rot": ("warning", "has rotten entries in its ledger", "its disk gave back other bytes than were written",
+                   "It fetches them from the other nodes; keep those up, and plan for a new disk."),
+    "ledger-mended": ("note", "mended its ledger", "its disk had lost or spoiled entries; other nodes gave them back",
+                      "Replace its disk should this be told again after a restart."),
+    "votes-lost": ("warning", "does not vote", "its vote record is lost", "Its log says how to give it back."),
 }  # fmt: skip
-"""What `board.sensors` flags, in words: what, why, fix. Heat is told from the temperature."""
+"""What a node flags of itself (`board.sensors`, `upkeep`), in words: what, why, fix. Heat is told from its figure."""
 
 
 def names(view: View) -> dict[NodeId, str]:
@@ -153,8 +160,8 @@ def _of_member(member: MemberView, name: str) -> Iterator[Finding]:
         )  # fmt: skip
     for flag in facts.flags:
         if flag in FLAGS:
-            what, why, fix = FLAGS[flag]
-            yield Finding("warning", name, f"{name} {what}", why, fix)
+            severity, what, why, fix = FLAGS[flag]
+            yield Finding(severity, name, f"{name} {what}", why, fix)
     if facts.trouble:
         yield Finding(
             "warning", name, f"{name} has disk trouble", facts.trouble,

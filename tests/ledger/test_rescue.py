@@ -17,6 +17,7 @@ from piclusterd.events import Record
 from piclusterd.ids import LogId, NodeId
 from piclusterd.ledger import database, rescue, store
 from piclusterd.ledger.writer import LedgerWriter
+from piclusterd.upkeep import ledger_flags
 from piclusterd.wire import Span
 
 from .keys import Key, verify
@@ -108,6 +109,7 @@ async def test_a_torn_page_is_found_after_a_power_cut_and_what_is_readable_is_ta
     tear(path, 12)
     async with opened(path) as ledger:
         assert "damaged" in ledger.lost
+        assert ledger_flags(ledger, "a restore") == ("ledger-lost", "votes-lost")
         assert rescue.beside(path, "damaged").exists()
         assert ledger.log.epoch != (await peer.heads())[0].epoch
         assert 5 < len(await notes(ledger)) < len(TEXTS), "the front of the log was salvaged"
@@ -115,6 +117,7 @@ async def test_a_torn_page_is_found_after_a_power_cut_and_what_is_readable_is_ta
         assert await notes(ledger) == sorted(TEXTS)
         assert (await ledger.verify()).faults == ()
         await ledger.recovered()
+        assert ledger_flags(ledger, "") == ("ledger-mended",)
     async with opened(path) as ledger:
         assert ledger.lost == ""
 
@@ -247,8 +250,10 @@ async def test_a_flipped_bit_is_found_told_and_mended(path: Path, peer: LedgerWr
         while (await ledger.scrub_slice()).cursor:
             pass
         assert [(span.first, span.last) for span in ledger.damaged] == [(30, 30)]
+        assert ledger_flags(ledger, "") == ("ledger-rot",)
         applied = await ledger.apply(await peer.read(ledger.damaged), resets=True)
         assert (len(applied.facts), ledger.damaged) == (1, ())
+        assert ledger_flags(ledger, "") == ("ledger-mended",)
         assert await notes(ledger) == sorted(TEXTS)
 
 

@@ -77,6 +77,13 @@ def test_disk_trouble_and_a_hand_over_are_told_with_their_reason() -> None:
     ]
 
 
+def test_what_is_wrong_with_a_nodes_disk_is_told_on_every_node_and_a_mended_one_is_a_note() -> None:
+    flags = ("ledger-lost", "ledger-rot", "votes-lost")
+    told = health.findings(view(member(1), member(2, flags=flags), member(3, flags=("ledger-mended",))), EDGE)
+    assert [(finding.severity, finding.node) for finding in told] == [("warning", "pi-2")] * 3 + [("note", "pi-3")]
+    assert all(finding.why and finding.fix for finding in told)
+
+
 def test_the_hub_matters_to_the_coordinator_only() -> None:
     assert whats(view(), DARK) == ["The hub is not connected"]
     assert whats(view(leader=node(2)), DARK) == []
