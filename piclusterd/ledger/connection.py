@@ -34,7 +34,14 @@ class Connection:
 
     async def open(self) -> None:
         """Raises Broken. Opens first and starts the thread then: aiosqlite leaves its thread where opening fails."""
-        self._raw = await asyncio.to_thread(self._opener, self._path)
+        try:
+            self._raw = await asyncio.to_thread(self._opener, self._path)
+        except sqlite3.Error as fault:
+            raise broken(fault, self._path) from fault
+        except OSError as fault:
+            raise Broken(
+                f"the ledger at {self._path} cannot be opened", str(fault), "Check the disk (dmesg)."
+            ) from fault
         self._connection = await aiosqlite.Connection(lambda: self._raw, iter_chunk_size=64)
 
     async def run(self, work: Work[T]) -> T:
@@ -67,11 +74,6 @@ def touch(conn: sqlite3.Connection) -> None:
     """A write that changes nothing: the file's first page, durable on return."""
     version = conn.execute("PRAGMA user_version").fetchone()[0]
     conn.execute(f"PRAGMA user_version={version}")
-
-
-def is_corrupt(fault: Broken) -> bool:
-    """Did SQLite find a page that it cannot make sense of?"""
-    return _code(fault) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def is_full(fault: Broken) -> bool:

@@ -1,16 +1,19 @@
 """What stands beside the ledger's file, and what a start does about a file that is damaged, gone, or put back.
 
     ledger.db.lock           flock: one writer a ledger; also what a backup's restore and `recover` ask for
-    ledger.db.mark           {origin, epoch, seq, hash, clean}: written at start (unclean) and at a clean stop only
+    ledger.db.mark           {origin, epoch, seq, hash}: written at start and at a clean stop only
     ledger.db.new-epoch      a restore left it: the next start opens a new log
     ledger.db.convalescent   why this ledger may lack entries it once acknowledged; stays until `recovered`
     ledger.db.damaged        the last file that was moved aside
     ledger.db.rescuing       why: a file is being moved aside and taken over; a start that finds this goes on with it
 
-    start ─┬ unclean, and quick_check finds fault ─▶ moved aside, what is readable is taken over, the rest refetched
-           ├ not a database any more ──────────────▶ the same
-           ├ gone, but a mark or a vote stands ────▶ convalescent
-           └ the mark is not in the file ──────────▶ an older file was put back: new epoch, convalescent
+    start ─┬ quick_check finds fault ──────────▶ moved aside, what is readable is taken over, the rest refetched
+           ├ not a database any more ──────────▶ the same
+           ├ gone, but a mark or a vote stands ▶ convalescent
+           └ the mark is not in the file ──────▶ an older file was put back: new epoch, convalescent
+
+Every start looks, also one after a clean stop: cards lose pages while they lie in a drawer, and a page that nobody
+looked at keeps the node from starting for ever. It costs a tenth of the replay, which reads the same pages.
 
 It refuses to guess: a database of another program or of a newer release is not ours to move (`database.open_database`
 says so). Nothing is deleted but the file that an earlier start had moved aside: it was one ledger's worth of disk.
@@ -46,13 +49,12 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """How far this node's own log was, at the last start or clean stop. `hash`: of that entry's header."""
+    """How far this node's own log was, at the last start or stop. `hash`: of that entry's header."""
 
     origin: str
     epoch: int
     seq: int
     hash: bytes
-    clean: bool
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -95,7 +97,7 @@ def open_checked(path: Path, verify: Verify, ran_before: bool) -> sqlite3.Connec
         if _code(fault.__cause__) not in _CORRUPT:
             raise
         return _begin_anew(path, f"the ledger's file is no database any more ({fault.__cause__})", verify)
-    finding = "" if mark is not None and mark.clean else _quick_check(conn)
+    finding = _quick_check(conn)
     if finding:
         conn.close()
         return _begin_anew(path, f"the ledger's file is damaged ({finding})", verify)
@@ -171,10 +173,13 @@ def _readable(old: sqlite3.Connection, row: rows.Log) -> Iterator[list[Entry]]:
 
 
 def _quick_check(conn: sqlite3.Connection) -> str:
-    """SQLite's first finding about the file's structure; "" where there is none. Reads every page."""
+    """SQLite's first finding about the file's structure; "" where there is none. Reads every page of it."""
     try:
         found: str = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as fault:
+        if _code(fault) not in (*_CORRUPT, sqlite3.SQLITE_IOERR):
+            conn.close()
+            raise
         return str(fault)
     return "" if found == "ok" else found
 
@@ -185,16 +190,16 @@ def _code(fault: BaseException | None) -> int:
 
 # marks -----------------------------------------------------------------------------------------------------------
 def load_mark(path: Path) -> Mark | None:
-    """The mark beside the ledger; None where there is none that can be read (then the file is checked)."""
+    """The mark beside the ledger; None where there is none that can be read."""
     try:
         return msgspec.json.decode(beside(path, "mark").read_bytes(), type=Mark)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def save_mark(path: Path, conn: sqlite3.Connection, log: LogId, clean: bool) -> None:
+def save_mark(path: Path, conn: sqlite3.Connection, log: LogId) -> None:
     tip = rows.tip(conn, rows.logs(conn)[log])
-    mark = Mark(log.origin, log.epoch, tip.seq, tip.hash, clean)
+    mark = Mark(log.origin, log.epoch, tip.seq, tip.hash)
     write_private(beside(path, "mark"), msgspec.json.encode(mark))
 
 

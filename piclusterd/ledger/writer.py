@@ -38,7 +38,7 @@ from ..ids import LogId, node_id
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Entry, Head, Span
 from . import branches, prune, rescue, scrub, store
 from .ballast import Ballast
-from .connection import Connection, Work, checkpoint_wal, fail, is_corrupt, is_full, resolve, size_of, touch
+from .connection import Connection, Work, checkpoint_wal, fail, is_full, resolve, size_of, touch
 from .database import open_reader
 from .entry import Draft, Signer, Verify, draft, draft_bytes
 
@@ -82,7 +82,8 @@ class LedgerWriter:
         self._waiting: deque[_Append | _Job] = deque()
         self._arrived = asyncio.Event()
         self._wal_limit = WAL_BYTES_MAX
-        self._cursor, self._corrupt, self._closing = 0, False, False
+        self._cursor = 0
+        self._closing = False
         self._writing: Connection
         self._owner: asyncio.Task[None]
         self._ballast: Ballast
@@ -274,7 +275,7 @@ class LedgerWriter:
                 try:
                     await self._writing.run(self._leave)
                 except (Broken, OSError):
-                    pass  # the mark stays unclean: the next start looks at the file
+                    pass  # the mark of the start stands
                 await self._writing.close()
                 self._ballast.release()
                 os.close(lock)
@@ -338,7 +339,6 @@ class LedgerWriter:
             result, wrote, self.wal_bytes = await self._writing.run(measured)
         except Broken as fault:
             self.fault = fault
-            self._corrupt = self._corrupt or is_corrupt(fault)
             if is_full(fault):
                 await asyncio.to_thread(self._ballast.give_up)
             raise
@@ -372,7 +372,7 @@ class LedgerWriter:
         return prune.add_checkpoint(conn, self.log, keep, self._signer, self._name, self._wall_ms())
 
     def _open_log(self, conn: sqlite3.Connection) -> None:
-        """Go on with this node's log where it may be extended, else open another; from now on the mark is unclean."""
+        """Go on with this node's log where it may be extended, else open another."""
         known = store.current_log(conn, node_id(self._signer.public_key))
         if known is None or rescue.wants_new_epoch(self._path) or not self._is_sound(conn, known):
             self._open_epoch(conn)
@@ -380,7 +380,7 @@ class LedgerWriter:
         else:
             self.log = known
         self.damaged = scrub.damaged(conn)
-        rescue.save_mark(self._path, conn, self.log, clean=False)
+        rescue.save_mark(self._path, conn, self.log)
 
     def _is_sound(self, conn: sqlite3.Connection, log: LogId) -> bool:
         """May the log be extended? Not a forked one, nor one with a rotten end: its hash would go into the next."""
@@ -394,7 +394,7 @@ class LedgerWriter:
         return store.opening(conn, self.log)
 
     def _leave(self, conn: sqlite3.Connection) -> None:
-        rescue.save_mark(self._path, conn, self.log, clean=not self._corrupt)
+        rescue.save_mark(self._path, conn, self.log)
 
 
 def _closed() -> Unavailable:

@@ -14,7 +14,6 @@ import pytest
 from piclusterd import config
 from piclusterd.errors import Broken, Refused
 from piclusterd.events import Record
-from piclusterd.ids import LogId, NodeId
 from piclusterd.ledger import database, rescue, store
 from piclusterd.ledger.writer import LedgerWriter
 from piclusterd.upkeep import ledger_flags
@@ -72,24 +71,17 @@ async def peer(tmp_path: Path, path: Path) -> AsyncIterator[LedgerWriter]:
         yield other
 
 
-def unclean(path: Path) -> None:
-    """As a power cut leaves it: nobody wrote the mark of a clean stop."""
+def marked(path: Path) -> int:
     mark = rescue.load_mark(path)
     assert mark is not None
-    log = LogId(NodeId(mark.origin), mark.epoch)
-    with closing(store.open_database(path)) as conn:
-        rescue.save_mark(path, conn, log, clean=False)
+    return mark.seq
 
 
-async def test_a_clean_stop_says_so_and_nothing_is_lost_by_a_restart(path: Path) -> None:
+async def test_a_stop_marks_how_far_the_log_was_and_nothing_is_lost_by_a_restart(path: Path) -> None:
     async with opened(path) as ledger:
-        mark = rescue.load_mark(path)
-        assert mark is not None
-        assert not mark.clean
+        assert marked(path) == 1
         await append(ledger, ["a"])
-    mark = rescue.load_mark(path)
-    assert mark is not None
-    assert (mark.clean, mark.seq) == (True, 2)
+    assert marked(path) == 2
     async with opened(path, ran_before=True) as ledger:
         assert (ledger.lost, await notes(ledger)) == ("", ["a"])
 
@@ -105,7 +97,6 @@ async def test_one_ledger_has_one_writer(path: Path) -> None:
 async def test_a_torn_page_is_found_after_a_power_cut_and_what_is_readable_is_taken_over(
     path: Path, peer: LedgerWriter
 ) -> None:
-    unclean(path)
     tear(path, 12)
     async with opened(path) as ledger:
         assert "damaged" in ledger.lost
@@ -145,8 +136,23 @@ def tear(path: Path, page: int) -> None:
         file.write(b"\xff" * 4096)
 
 
+async def test_a_page_torn_anywhere_while_the_node_was_off_keeps_it_neither_down_nor_short(
+    path: Path, peer: LedgerWriter
+) -> None:
+    shutil.copy(path, path.with_name("sound"))
+    with closing(store.open_database(path)) as conn:
+        pages = database.pragma(conn, "page_count")
+    for page in range(pages):
+        shutil.copy(path.with_name("sound"), path)
+        tear(path, page)
+        async with opened(path) as ledger:
+            await fetch(ledger, peer)
+            assert await notes(ledger) == sorted(TEXTS), f"page {page}"
+            assert (await ledger.verify()).faults == (), f"page {page}"
+            await ledger.recovered()
+
+
 async def test_a_rescue_cut_short_is_gone_on_with(path: Path, peer: LedgerWriter) -> None:
-    unclean(path)
     tear(path, 12)
     for after in (3, 0):
         await start_cut_short(path, after)
