@@ -40,7 +40,7 @@ from .config import Config
 from .config_file import DEFAULT_PATH, load, read_secret
 from .desk import Desk
 from .errors import Broken, PiclusterError, UserError
-from .events import FactsChanged, HardState, LoopLagged, Note, Sealed, Shutdown
+from .events import FactsChanged, HardState, LedgerAlarm, LoopLagged, Note, Sealed, Shutdown
 from .hands import Hands, Service
 from .ids import NodeId
 from .inference.models import ModelSpec, resolve
@@ -81,7 +81,7 @@ class Daemon:
         self.mailbox = Mailbox(self.clock)
         self.bus = EventBus(first_id=_wall_ms())  # ids keep growing over restarts, so a page can resume
         self.notifier = Notifier(environ)
-        self.pool_moved = asyncio.Event()
+        self.facts_moved = asyncio.Event()
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[Any]] = []
         self._names: dict[NodeId, str] = {}
@@ -115,7 +115,7 @@ class Daemon:
         self._stack.push_async_callback(self.links.close)
         inference = config.inference
         worker_socket = Path(inference.worker_socket) if inference.worker_socket else None
-        self.pool = Pool(inference.queue_max, inference.load_timeout_s, self.pool_moved.set, worker_socket)
+        self.pool = Pool(inference.queue_max, inference.load_timeout_s, self.facts_moved.set, worker_socket)
         self._stack.push_async_callback(self.pool.close)
         self.desk = Desk(
             config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model()
@@ -272,6 +272,8 @@ class Daemon:
 
     def _on_note(self, note: Note) -> None:
         log.debug("%s", note)
+        if isinstance(note, LedgerAlarm):
+            self.facts_moved.set()  # the others' health lists hear of it at once
         self.bus.note(note, self._name_of)
 
     def _name_of(self, node: NodeId) -> str:
@@ -284,11 +286,11 @@ class Daemon:
             await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts)))
             try:
                 async with asyncio.timeout(FACTS_EVERY_S):
-                    await self.pool_moved.wait()
+                    await self.facts_moved.wait()
                 await asyncio.sleep(LAG_TICK_S)  # several changes make one message
             except TimeoutError:
                 pass
-            self.pool_moved.clear()
+            self.facts_moved.clear()
 
     def _facts(self) -> Facts:
         heads = self.node.reconcile.heads()

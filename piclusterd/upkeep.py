@@ -25,6 +25,7 @@ from .errors import Broken, PiclusterError
 from .events import Damaged, HardState
 from .ids import NodeId
 from .ledger.archive import VOTES_LOST
+from .ledger.connection import is_corrupt
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .wire import Member
@@ -56,13 +57,15 @@ async def keep_linked(me: NodeId, members: Callable[[], Iterable[Member]], links
 
 
 async def scrub(ledger: LedgerWriter, mailbox: Mailbox, every_s: float = SCRUB_EVERY_S) -> None:
-    """Look for rot, slice by slice, round after round, until cancelled."""
+    """Look for rot, slice by slice, until cancelled. Raises Broken where SQLite itself cannot read a page."""
     while True:
         await asyncio.sleep(every_s)
         before = ledger.damaged
         try:
             end = (await ledger.scrub_slice()).cursor == 0
         except PiclusterError as fault:
+            if is_corrupt(fault):
+                raise  # the daemon stops; its next start moves the file aside and takes over what is sound (`rescue`)
             log.error("the ledger cannot be checked for rot: %s", fault)
             continue
         if ledger.damaged != before:

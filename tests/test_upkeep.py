@@ -1,4 +1,4 @@
-"""The watchdog's stroke depends on a real ledger's writing thread; a vote record that vanished is a loss."""
+"""What a running node does unasked, on a real ledger: the watchdog's stroke, votes that vanished, rot."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import asyncio
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from piclusterd import config, upkeep
 from piclusterd.board.sd_notify import Notifier
 from piclusterd.cluster import hardstate
 from piclusterd.errors import Broken
-from piclusterd.events import HardState
+from piclusterd.events import Damaged, HardState, Record
 from piclusterd.ids import NodeId
 from piclusterd.ledger.archive import VOTES_LOST
 from piclusterd.ledger.connection import Work
 from piclusterd.ledger.writer import LedgerWriter
+from piclusterd.mailbox import Mailbox
 from piclusterd.upkeep import VOTES, losses, recall, stroke_watchdog
 from tests.ledger.keys import Key, verify
 
@@ -148,3 +151,43 @@ def test_another_identity_in_the_same_place_is_fresh(tmp_path: Path) -> None:
     for copy in (tmp_path / VOTES).iterdir():
         copy.unlink()
     assert recall(tmp_path, NodeId("b" * 16)) == (None, "")
+
+
+# scrub ----------------------------------------------------------------------------------------------------
+NOTES = [Record("note", {"text": f"{number} " + "x" * 900}) for number in range(60)]
+
+
+async def written(path: Path) -> LedgerWriter:
+    ledger = await LedgerWriter.start(path, Key(), verify, "pi", lambda: 1000, config.Ledger(commit_delay_s=0.0))
+    await ledger.append(NOTES)
+    assert await ledger.checkpoint()
+    return ledger
+
+
+async def test_rot_is_told_to_the_node(tmp_path: Path) -> None:
+    ledger = await written(tmp_path / "ledger.db")
+    mailbox = Mailbox(time.monotonic)
+    await ledger._writing.run(lambda conn: conn.execute("UPDATE entries SET payload = x'00' WHERE id & 1023 = 30"))
+    scrubbing = asyncio.create_task(upkeep.scrub(ledger, mailbox, every_s=0.0))
+    async with asyncio.timeout(10):
+        event = await mailbox.next(float("inf"))
+    scrubbing.cancel()
+    await ledger.close()
+    assert isinstance(event, Damaged)
+    assert [(span.first, span.last) for span in event.spans] == [(30, 30)]
+
+
+async def test_a_page_that_cannot_be_read_ends_the_daemon_and_the_next_start_mends_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = await written(path)
+    await ledger._writing.run(lambda conn: conn.execute("PRAGMA cache_size=1").fetchone())
+    with path.open("r+b") as file:
+        file.seek(12 * 4096)
+        file.write(b"\xff" * 4096)
+    async with asyncio.timeout(10):
+        with pytest.raises(Broken, match="malformed"):
+            await upkeep.scrub(ledger, Mailbox(time.monotonic), every_s=0.0)
+    await ledger.close()
+    ledger = await LedgerWriter.start(path, Key(), verify, "pi", lambda: 1000)
+    assert "damaged" in ledger.lost
+    await ledger.close()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from ..errors import Broken
+from ..errors import Broken, PiclusterError
 from .database import BUSY_TIMEOUT_MS, broken
 
 CHECKPOINT_WAIT_MS = 200
@@ -76,12 +76,17 @@ def touch(conn: sqlite3.Connection) -> None:
     conn.execute(f"PRAGMA user_version={version}")
 
 
+def is_corrupt(fault: PiclusterError) -> bool:
+    """Did SQLite find a page that it cannot make sense of?"""
+    return _code(fault) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def is_full(fault: Broken) -> bool:
     """Is it for lack of space that a transaction failed?"""
     return _code(fault) == sqlite3.SQLITE_FULL
 
 
-def _code(fault: Broken) -> int:
+def _code(fault: PiclusterError) -> int:
     """SQLite's primary result code behind `fault`; 0 where SQLite did not say one."""
     return getattr(fault.__cause__, "sqlite_errorcode", 0) & 0xFF
 

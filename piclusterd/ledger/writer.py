@@ -82,8 +82,7 @@ class LedgerWriter:
         self._waiting: deque[_Append | _Job] = deque()
         self._arrived = asyncio.Event()
         self._wal_limit = WAL_BYTES_MAX
-        self._cursor = 0
-        self._closing = False
+        self._cursor, self._closing = 0, False
         self._writing: Connection
         self._owner: asyncio.Task[None]
         self._ballast: Ballast
