@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,14 +35,8 @@ class Connection:
 
     async def open(self) -> None:
         """Raises Broken. Opens first and starts the thread then: aiosqlite leaves its thread where opening fails."""
-        try:
+        with in_our_words(self._path):
             self._raw = await asyncio.to_thread(self._opener, self._path)
-        except sqlite3.Error as fault:
-            raise broken(fault, self._path) from fault
-        except OSError as fault:
-            raise Broken(
-                f"the ledger at {self._path} cannot be opened", str(fault), "Check the disk (dmesg)."
-            ) from fault
         self._connection = await aiosqlite.Connection(lambda: self._raw, iter_chunk_size=64)
 
     async def run(self, work: Work[T]) -> T:
@@ -50,14 +45,23 @@ class Connection:
         aiosqlite has no public call for a function of one's own, and its public ones are single statements, between
         which a cancellation leaves the transaction open: `_execute` is what all of them are made of.
         """
-        try:
+        with in_our_words(self._path):
             result: T = await self._connection._execute(work, self._raw)  # type: ignore[no-untyped-call]
-        except sqlite3.Error as fault:
-            raise broken(fault, self._path) from fault
         return result
 
     async def close(self) -> None:
         await self._connection.close()
+
+
+@contextmanager
+def in_our_words(path: Path) -> Iterator[None]:
+    """Faults of SQLite, and of the files beside the ledger, as Broken."""
+    try:
+        yield
+    except sqlite3.Error as fault:
+        raise broken(fault, path) from fault
+    except OSError as fault:
+        raise Broken(f"the ledger at {path} cannot be used", str(fault), "Check the disk (dmesg shows why).") from fault
 
 
 def checkpoint_wal(conn: sqlite3.Connection) -> bool:

@@ -39,7 +39,7 @@ from ..errors import Broken, Refused
 from ..ids import LogId, NodeId
 from ..wire import Entry
 from . import rows, scrub, store
-from .database import broken, transaction
+from .database import transaction
 from .entry import Verify, entry_hash
 
 SALVAGE_BATCH = 256
@@ -80,7 +80,7 @@ def lock(path: Path) -> int:
 
 # at start --------------------------------------------------------------------------------------------------------
 def open_checked(path: Path, verify: Verify, ran_before: bool) -> sqlite3.Connection:
-    """The ledger at `path`, sound or begun anew. Raises Broken where it cannot be used.
+    """The ledger at `path`, sound or begun anew. Raises Broken, sqlite3.Error or OSError where it cannot be used.
 
     `ran_before`: this node has voted, so a ledger that is missing was lost. What was found is in `convalescent`.
     """
@@ -97,14 +97,18 @@ def open_checked(path: Path, verify: Verify, ran_before: bool) -> sqlite3.Connec
         if _code(fault.__cause__) not in _CORRUPT:
             raise
         return _begin_anew(path, f"the ledger's file is no database any more ({fault.__cause__})", verify)
-    finding = _quick_check(conn)
-    if finding:
+    try:
+        finding = _quick_check(conn)
+        if not finding and mark is not None and not _holds(conn, mark, verify):
+            set_convalescent(path, "the ledger's file was put back to an older state")
+            want_new_epoch(path)
+    except BaseException:
         conn.close()
-        return _begin_anew(path, f"the ledger's file is damaged ({finding})", verify)
-    if mark is not None and not _holds(conn, mark, verify):
-        set_convalescent(path, "the ledger's file was put back to an older state")
-        want_new_epoch(path)
-    return conn
+        raise
+    if not finding:
+        return conn
+    conn.close()
+    return _begin_anew(path, f"the ledger's file is damaged ({finding})", verify)
 
 
 def _begin_anew(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
@@ -115,7 +119,7 @@ def _begin_anew(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
 
 
 def _rescue(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
-    """Move the damaged file aside and take over what it can tell. Raises Broken where the disk is full or fails."""
+    """Move the damaged file aside and take over what it can tell. Raises as `open_checked` does."""
     aside = beside(path, "damaged")
     set_convalescent(path, f"{why}; it was moved to {aside.name}")
     if aside.exists():
@@ -126,10 +130,8 @@ def _rescue(path: Path, why: str, verify: Verify) -> sqlite3.Connection:
     conn = store.open_database(path)
     try:
         salvage(aside, conn, verify)
-    except BaseException as fault:
+    except BaseException:
         conn.close()
-        if isinstance(fault, sqlite3.Error):
-            raise broken(fault, path) from fault
         raise
     beside(path, "rescuing").unlink()
     sync_directory(path.parent)
@@ -178,7 +180,6 @@ def _quick_check(conn: sqlite3.Connection) -> str:
         found: str = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as fault:
         if _code(fault) not in (*_CORRUPT, sqlite3.SQLITE_IOERR):
-            conn.close()
             raise
         return str(fault)
     return "" if found == "ok" else found

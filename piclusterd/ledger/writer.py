@@ -273,7 +273,7 @@ class LedgerWriter:
             finally:
                 try:
                     await self._writing.run(self._leave)
-                except (Broken, OSError):
+                except Broken:
                     pass  # the mark of the start stands
                 await self._writing.close()
                 self._ballast.release()
