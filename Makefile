@@ -7,7 +7,7 @@ ARGS  ?=
 N     ?= 20
 SEEDS ?= 300
 FIRST ?= 0
-MINUTES ?= 3
+JOBS  ?= 1
 
 .PHONY: help setup demo test check lint types walls unit sim kill-loop bench clean
 help:            ## this list
@@ -34,8 +34,8 @@ walls: setup
 unit: setup
 	@$(BIN)/python -m pytest $(ARGS)
 
-sim: setup       ## make sim SEEDS=300 [FIRST=0] [MINUTES=3]: the simulator over many seeds
-	@$(BIN)/python -m piclusterd.sim --seeds $(SEEDS) --first $(FIRST) --minutes $(MINUTES) $(ARGS)
+sim: setup       ## make sim SEEDS=300 [FIRST=0] [JOBS=1] [MINUTES=3]: the simulator over many seeds
+	@$(BIN)/python -m piclusterd.sim --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 kill-loop: setup ## make kill-loop N=20: SIGKILL the coordinator N times under load, then compare the ledgers
 	@$(BIN)/python -m piclusterd.demo.kill_loop --kills $(N) $(ARGS)

@@ -54,6 +54,8 @@ from .voter_config import config_id, is_newer, restamped
 Role = Literal["follower", "pre", "candidate", "leader"]
 
 ALL_RULES = Rules()
+UNSAID = Voters()
+"""In place of a config that is known to be held."""
 
 UNFIT = "this node's ledger is not whole"
 """Why a leader gives up that may not stand any more."""
@@ -347,7 +349,7 @@ class Election:
 
     def _heartbeat_to(self, peer: NodeId) -> list[Output]:
         known = self._holds.get(peer) == config_id(self.voters)
-        return [Send(peer, Heartbeat(self.term, self._digest(), Voters() if known else self.voters))]
+        return [Send(peer, Heartbeat(self.term, self._digest(), UNSAID if known else self.voters))]
 
     def _silence(self, now: float) -> float:
         drawn = self._rng.uniform(self._timings.election_min_s, self._timings.election_max_s)

@@ -60,14 +60,15 @@ class ListDigest:
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
-        self._of: list[Member] = []
+        self._mine: Member | None = None
+        self._changes = 0
         self._digest = b""
 
     def __call__(self) -> bytes:
-        listed = self._roster.listed()
-        if listed != self._of:
-            self._of = listed
-            (self._digest,) = digests(self._roster, 1)
+        roster = self._roster
+        if roster.mine is not self._mine or roster.changes != self._changes:
+            self._mine, self._changes = roster.mine, roster.changes
+            (self._digest,) = digests(roster, 1)
         return self._digest
 
 

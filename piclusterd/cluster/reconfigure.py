@@ -200,7 +200,7 @@ class Reconfigure:
 
     def on_held(self, sender: NodeId, term: Term, config: ConfigId | None) -> None:
         """A node said, in `term`, which config it has on its disk (None: an older release, which does not say)."""
-        if term == self._term and config == config_id(self.config):
+        if term == self._term and sender not in self._stored and config == config_id(self.config):
             self._stored[sender] = None
 
     def propose(self, ticket: Ticket | None, change: Change, now: float) -> list[Decision]:

@@ -67,6 +67,8 @@ class Roster:
         self.removed: dict[NodeId, Peer] = {}
         self.suspects: dict[NodeId, Suspicion] = {}
         self._here: list[NodeId] | None = None
+        self.changes = 0
+        """How often what is listed of the others has changed."""
 
     # looks ---------------------------------------------------------------------------------------------------
     def here(self) -> list[NodeId]:
@@ -104,12 +106,14 @@ class Roster:
         self.removed.pop(member.node, None)
         peer = self.peers[member.node] = Peer(member, now, now)
         self._here = None
+        self.changes += 1
         return peer
 
     def put(self, peer: Peer, member: Member) -> None:
         if (peer.member.state in HERE) != (member.state in HERE):
             self._here = None
         peer.member = member
+        self.changes += 1
 
     def suspect(self, peer: Peer, suspicion: Suspicion | None) -> None:
         """Start or end the suspicion of `peer`."""
@@ -123,6 +127,7 @@ class Roster:
         self.suspect(peer, None)
         del self.peers[tombstone.node]
         self._here = None
+        self.changes += 1
         peer.member, peer.since = tombstone, now
         self.removed[tombstone.node] = peer
 

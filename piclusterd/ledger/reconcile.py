@@ -135,9 +135,10 @@ class Reconcile:
                 return []
 
     def _compare(self, peer: NodeId, theirs: bytes, now: float) -> list[Output]:
-        if theirs == self.digest or now - self._offered.get(peer, float("-inf")) < self._sync_s:
-            return []
-        return self._offer(peer, now)
+        return self._offer(peer, now) if theirs != self.digest and self._may_offer(peer, now) else []
+
+    def _may_offer(self, peer: NodeId, now: float) -> bool:
+        return now - self._offered.get(peer, -NEVER) >= self._sync_s
 
     def _offer(self, peer: NodeId, now: float) -> list[Output]:
         self._offered[peer] = now
@@ -148,14 +149,16 @@ class Reconcile:
             self._theirs.pop(peer, None)
             return []
         out: list[Output] = []
-        if lacking({h.log: h.seq for h in theirs}, self._heads):
-            out = self._compare(peer, b"", now)  # they lack something: let them know, they will ask
+        if self._may_offer(peer, now) and lacking({h.log: h.seq for h in theirs}, self._heads):
+            out = self._offer(peer, now)  # they lack something: let them know, they will ask
         self._theirs[peer] = theirs
         return out + self._want(peer, now)
 
     def _want(self, peer: NodeId, now: float) -> list[Output]:
+        if peer in self._wants:
+            return []
         spans = lacking(self.held, self._theirs.get(peer, ()))[:SPANS_MAX]
-        if not spans or peer in self._wants:
+        if not spans:
             return []
         self._wants[peer] = now + WANT_TIMEOUT_S
         return [Send(peer, Want(spans))]
@@ -180,8 +183,9 @@ class Reconcile:
 
     def _grow(self, heads: Iterable[Head], out: list[Output]) -> list[Output]:
         before = self._heads
-        for head in heads:
-            self.held[head.log] = max(head.seq, self.held.get(head.log, 0))
+        for origin, epoch, seq in heads:
+            log = LogId(origin, epoch)
+            self.held[log] = max(seq, self.held.get(log, 0))
         self._heads = self._sorted()
         if self._heads != before:
             self.digest = digest(self._heads)

@@ -243,8 +243,9 @@ class Replicate:
             return
         self._said[voter] = heads
         known = self._held.setdefault(voter, {})
-        for head in heads:
-            known[head.log] = max(head.seq, known.get(head.log, 0))
+        for origin, epoch, seq in heads:
+            log = LogId(origin, epoch)
+            known[log] = max(seq, known.get(log, 0))
 
     def _on_appended(self, appended: Appended) -> list[Output]:
         last = appended.facts[-1]

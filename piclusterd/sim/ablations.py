@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .checks import Violation
 from .world import Plan, World
@@ -61,11 +62,19 @@ def ablated(plan: Plan, name: str | None) -> Plan:
     return plan if name is None else ABLATIONS[name].of(plan)
 
 
-def play(plan: Plan, row: Callable[[str], None] | None = None) -> tuple[str, int]:
-    """The trace's digest and the number of events. Raises `Violation`."""
+class Played(NamedTuple):
+    """`digest`: of the trace."""
+
+    digest: str
+    events: int
+    virtual_s: float
+
+
+def play(plan: Plan, row: Callable[[str], None] | None = None) -> Played:
+    """`plan` from beginning to end. Raises `Violation`."""
     world = World(plan, row)
     try:
-        return world.run(), world.events
+        return Played(world.run(), world.events, world.now)
     finally:
         world.close()
 

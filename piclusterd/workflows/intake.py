@@ -33,7 +33,7 @@ from ..events import (
     Token,
 )
 from ..ids import LogId, NodeId, Term
-from ..wire import ForwardHook, Hook, HookStored
+from ..wire import ForwardHook, Hook, HookStored, PeerMessage
 from .journal import Journal, hook_record
 from .workflow import Workflow
 
@@ -98,16 +98,23 @@ class Intake:
         match event:
             case HookArrived(ticket, hook):
                 return self._take(hook, Caller(None, ticket), now)
-            case Received(sender, ForwardHook(ticket, hook)):
-                return self._take(hook, Caller(sender, ticket), now)
-            case Received(sender, HookStored() as stored):
-                return self._on_stored(sender, stored)
+            case Received(sender, message):
+                return self._receive(sender, message, now)
             case AppendFailed(token, why) if token in self._appending:
                 return self._refuse(token, Broken("the webhook was not stored", why, "See `picluster status`."))
             case DeadlineReached():
                 return self._overdue(now)
             case LinkDown(peer):
                 return self._lost(peer)
+            case _:
+                return self._confirm() if self._confirming else []
+
+    def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
+        match message:
+            case ForwardHook(ticket, hook):
+                return self._take(hook, Caller(sender, ticket), now)
+            case HookStored():
+                return self._on_stored(sender, message)
             case _:
                 return self._confirm() if self._confirming else []
 

@@ -1,0 +1,73 @@
+"""Many seeds, on as many cores as wanted, each played in one process from beginning to end.
+
+    seeds ──▶ K processes, one seed at a time each ──Outcome, as it ends──▶ whoever asked
+
+Speed is virtual seconds per CPU second of the process that played: what one core does, however many play beside it and
+whatever else the machine does meanwhile.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+from .ablations import play
+from .checks import Violation
+from .world import Plan
+
+COLLECT_EVERY = 16
+"""Seeds between two collections of garbage: a world of four nodes leaves some megabytes of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One seed's end. `cpu_s`: of one core; `violation`: what did not hold, "" where all did."""
+
+    seed: int
+    events: int = 0
+    virtual_s: float = 0.0
+    cpu_s: float = 0.0
+    violation: str = ""
+
+
+def outcomes(plan: Plan, seeds: range, jobs: int = 1) -> Iterator[Outcome]:
+    """`plan` with each of `seeds`, in no order where `jobs` processes share them."""
+    one = partial(_outcome, plan)
+    if jobs == 1:
+        with _garbage_waits():
+            yield from map(one, seeds)
+        return
+    with multiprocessing.Pool(jobs, _let_garbage_wait) as pool:
+        yield from pool.imap_unordered(one, seeds)
+
+
+def _outcome(plan: Plan, seed: int) -> Outcome:
+    began = time.process_time()
+    try:
+        played = play(replace(plan, seed=seed))
+    except Violation as violation:
+        return Outcome(seed, cpu_s=time.process_time() - began, violation=str(violation))
+    if seed % COLLECT_EVERY == 0:
+        gc.collect()
+    return Outcome(seed, played.events, played.virtual_s, time.process_time() - began)
+
+
+def _let_garbage_wait() -> None:
+    """What is there now stays for good, and cycles are looked for between seeds only."""
+    gc.freeze()
+    gc.disable()
+
+
+@contextmanager
+def _garbage_waits() -> Iterator[None]:
+    _let_garbage_wait()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
