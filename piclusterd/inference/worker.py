@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import PiclusterError
+from ..errors import PiclusterError, UserError
 from ..wire import Dropped
 from .models import check_header
 from .protocol import (
@@ -128,15 +128,10 @@ def serve(channel: Channel) -> None:
     if load is None:
         return
     try:
-        check_header(Path(load.path))  # before the import below: it takes a second on a Pi
-        from .engine import Engine
-
-        engine = Engine(load)
+        check_header(Path(load.path))  # before the import: it takes a second on a Pi
+        engine = _engine_class()(load)
     except PiclusterError as fault:
         channel.send(LoadFailed(str(fault)))
-        return
-    except ImportError as fault:
-        channel.send(LoadFailed(f"llama.cpp is not installed ({fault}). Install piclusterd[llama]."))
         return
     channel.send(engine.ready())
     while not channel.closed:
@@ -144,6 +139,15 @@ def serve(channel: Channel) -> None:
             _handle(frame, engine, channel)
         channel.send(*engine.step())
     engine.close()
+
+
+def _engine_class() -> type[Engine]:
+    try:
+        from .engine import Engine
+    except (ImportError, RuntimeError) as fault:  # not there, or one of its libraries is not
+        fix = "Install piclusterd[llama], and the package libgomp1."
+        raise UserError("llama.cpp cannot be used on this machine", str(fault), fix) from None
+    return Engine
 
 
 def _first_frame(channel: Channel) -> Load | None:
