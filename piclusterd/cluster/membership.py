@@ -206,6 +206,8 @@ class Membership:
         peer = self.peers.get(sender)
         if peer is not None:
             peer.heard = now
+            if isinstance(message, Ping | Ack):
+                peer.turn = now
         match message:
             case Ping(seq, _, members, listed):
                 out = self._belief.merge_all(members, sender, now)
@@ -284,8 +286,15 @@ class Membership:
         if failed := self._prober.end(now):
             helped = f"; {failed.nacks} of {failed.helpers} helpers heard nothing either" if failed.helpers else ""
             out = self._belief.suspect(failed.target, f"no answer to our probe{helped}", now)
-        target = self._prober.target(self.roster.here())
-        return out if target is None else [*out, self._ping(target, self._prober.start(target, now))]
+        here = self.roster.here()
+        if self.small:  # a round in random order takes up to 2N - 3 periods from one turn to the next
+            target = min(here, key=lambda node: self.peers[node].turn, default=None)
+        else:
+            target = self._prober.target(here)
+        if target is None:
+            return out
+        self.peers[target].turn = now
+        return [*out, self._ping(target, self._prober.start(target, now))]
 
     def _ping(self, target: NodeId, seq: int) -> Send:
         """A suspect is told so directly, so that it can refute at once (Lifeguard's buddy system)."""

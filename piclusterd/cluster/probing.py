@@ -4,7 +4,9 @@
     timeout x stretch      ask ──PingReq──▶ up to INDIRECT helpers, each answers Ack or, just in time, Nack
     period x stretch       end: no Ack               (health + helpers that did not even nack, + 1 if there were none)
 
-Targets go round a shuffled list, so that every member is probed within 2N - 1 periods (SWIM §4.3). A relayed probe
+Targets of a large cluster go round a shuffled list, so that every member is probed within 2N - 1 periods (SWIM §4.3);
+in a small one `membership` takes whom it has not met for longest: N - 1 periods, and fewer as each is pinged by the
+others too. A relayed probe
 keeps (asker, its seq) under our own seq; it answers once, with an Ack or a Nack. Owns no list and sends nothing itself.
 """
 

@@ -30,6 +30,8 @@ class Peer:
     since: float
     """In this state."""
     heard: float
+    turn: float = float("-inf")
+    """When it was last probed by us, or said Ping or Ack: in a small cluster whose turn is longest ago is next."""
     suspicion: Suspicion | None = None
     obituary_sent: float = float("-inf")
     closed: tuple[float, ...] = ()

@@ -12,8 +12,9 @@ from piclusterd.cluster.broadcast import NEWS_PER_MESSAGE, RETRANSMIT, Broadcast
 from piclusterd.cluster.exchange import BUCKETS_MAX, MEMBERS_A_MESSAGE, answers, digests
 from piclusterd.cluster.membership import ANSWER_PART, FAREWELLS, FLAPS_MAX, Membership
 from piclusterd.cluster.own_facts import REFRESH_S, OwnFacts, load_moved
-from piclusterd.cluster.probing import RELAYS_MAX
+from piclusterd.cluster.probing import RELAYS_MAX, Prober
 from piclusterd.cluster.roster import TOMBSTONE_S, Roster
+from piclusterd.cluster.suspicion import Guards
 from piclusterd.errors import NotFound, UserError
 from piclusterd.events import (
     DeadlineReached,
@@ -253,6 +254,31 @@ def test_the_probe_of_a_node_removed_meanwhile_ends_in_nothing() -> None:
     hears(node, dead_by, Ack(seq, b""), now)
     assert target not in node.peers
     hears(node, dead_by, Nack(seq), now)
+
+
+def test_in_a_small_house_whoever_was_not_met_for_longest_is_probed_next() -> None:
+    """And a silent one keeps nobody else waiting: its probe was its turn, answered or not."""
+    node, _ = lone()
+
+    def answered() -> NodeId:
+        target, seq, now = probed(node)
+        hears(node, target, Ack(seq, b""), now + 0.01)
+        return target
+
+    first, second, third = (answered() for _ in range(3))
+    assert {first, second, third} == {B, C, D}
+    silent, _, now = probed(node)
+    assert silent == first
+    hears(node, second, Ping(1, b""), now + 0.01)
+    assert [answered(), answered(), answered()] == [third, first, second]
+
+
+def test_a_round_of_a_large_cluster_visits_everybody_who_is_here_once() -> None:
+    prober = Prober(PI, Random(1), Guards(), 0.0)
+    assert prober.target([]) is None
+    assert {prober.target([B, C, D]) for _ in range(3)} == {B, C, D}
+    left = [prober.target([B, C, D]), prober.target([D])]
+    assert left[1] == D, "who is gone is passed over"
 
 
 def test_nacks_beyond_the_helpers_asked_do_not_count() -> None:
