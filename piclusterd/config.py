@@ -81,6 +81,21 @@ class Ledger:
     commit_delay_s: Annotated[
         float, Meta(ge=0.0, le=1.0, description="how long a commit waits for company, seconds")
     ] = 0.01
+    checkpoint_entries: Annotated[
+        int, Meta(ge=16, le=1_000_000, description="new entries of this node's before it ends what is closed")
+    ] = 4096
+    keep_bodies_days: Annotated[
+        float,
+        Meta(ge=0.0, le=3650.0, description="how long what is closed is kept whole; 1,000 webhooks a day: 100 MB"),
+    ] = 14.0
+    keep_rows_days: Annotated[
+        float,
+        Meta(ge=0.0, le=3650.0, description="how long its headers and signatures are kept; never less than bodies"),
+    ] = 30.0
+    lapse_days: Annotated[
+        float,
+        Meta(ge=1.0, le=3650.0, description="an absent member is waited for so long before what it lacks may go"),
+    ] = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from .inference.models import ModelSpec, resolve
 from .inference.pool import Pool
 from .integrations.linear import LinearClient
 from .ledger.ballast import BALLAST_BYTES
+from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
@@ -169,6 +170,7 @@ class Daemon:
             ledger=facts,
             workflows=self._workflows(),
             attempts_max=self.config.triage.attempts_max,
+            retention=Retention.of(self.config.ledger),
             log=self.ledger.log,
             lost=self.ledger.lost,
             votes_lost=self.no_votes,

@@ -19,33 +19,17 @@ from typing import Any, Literal
 import msgspec
 
 from .ids import LogId, NodeId, RunId, Term
+from .record import Fact as Fact
+from .record import Record as Record
+from .rules import Rules as Rules
 from .views import Choice as Choice
 from .views import HookTaken as HookTaken
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
 
 Token = int
 """Pairs an effect with the event that answers it; unique within one run of one node."""
-
 Ticket = int
 """Pairs an event asked through the mailbox with its `Answer`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Safety rules, each behind a switch so that the simulator can show that its absence would be caught."""
-
-    term_fencing: bool = True
-    """A replica answers `Held` only to the newest term it knows, and the coordinator counts only its own term's."""
-    recovery_barrier: bool = True
-    """A new coordinator serves only after it holds what a majority of the voters held in its term."""
-    enough_copies: bool = True
-    """W = max(2, N - E + 1) voters hold what is called durable; without: the coordinator alone will do."""
-    pre_vote: bool = True
-    """Who heard no leader first asks whether a majority would vote, and keeps its term until then."""
-    check_quorum: bool = True
-    """A leader that heard no majority for an election timeout steps down."""
-    lag_discard: bool = True
-    """A node that was itself stalled takes what it did not hear meanwhile for no evidence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +40,6 @@ class HardState:
     voted_for: NodeId | None = None
     voters: Voters = field(default_factory=Voters)
     incarnation: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One thing to append to this node's log. `body` must be msgpack-able."""
-
-    kind: str
-    body: Mapping[str, Any]
-    term: Term = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One ledger entry as deciders see it: verified, decoded."""
-
-    log: LogId
-    seq: int
-    term: Term
-    kind: str
-    body: Mapping[str, Any]
-    hlc: int = 0
-    """Hybrid logical clock, milliseconds << 16 | counter. For display order only."""
-
-    @property
-    def order(self) -> tuple[Term, LogId, int]:
-        """The order in which folds rank entries; the same on every node."""
-        return (self.term, self.log, self.seq)
 
 
 # events ----------------------------------------------------------------------------------------------------------
@@ -141,6 +98,15 @@ class Stored:
     heads: tuple[Head, ...]
     dropped: tuple[Dropped, ...] = ()
     refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgot:
+    """One slice of `Forget(token)` is done; `more`: rows are left. `why`: it was refused, nothing changed."""
+
+    token: Token
+    more: bool
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +183,7 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class ChangeVoters:
-    """The owner adds or removes a voter. Answered with the new `Voters` once a majority of them stores them, or with a
-    `PiclusterError`."""
+    """The owner adds or removes a voter. Answered with the new `Voters`, once stored, or with a `PiclusterError`."""
 
     ticket: Ticket
     what: Literal["add", "remove"]
@@ -256,7 +221,7 @@ class Shutdown:
 
 Event = (
     DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
-    | Damaged | Diverged
+    | Forgot | Damaged | Diverged
     | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | MoveLeadership
     | DiskProbed | Snapshot | Shutdown
 )  # fmt: skip
@@ -304,6 +269,26 @@ class NewEpoch:
 
     token: Token
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddCheckpoint:
+    """End what is closed of our `log` up to `upto`. Answered as `Append`; fails where less than `least` is let go."""
+
+    token: Token
+    log: LogId
+    upto: int
+    least: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Remove a slice of what the entry at seq `checkpoint` replaced; answered by `Forgot`."""
+
+    token: Token
+    log: LogId
+    checkpoint: int
+    level: Literal["bodies", "rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +358,8 @@ class Stopped:
 
 
 Effect = (
-    Send | SaveHardState | Append | Store | Read | NewEpoch | Recovered | ProbeDisk | Ask | CallOut | OpenHub | CloseHub
-    | Answer | Noted | Stopped
+    Send | SaveHardState | Append | Store | Read | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk | Ask
+    | CallOut | OpenHub | CloseHub | Answer | Noted | Stopped
 )  # fmt: skip
 
 

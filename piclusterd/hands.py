@@ -16,8 +16,9 @@ from typing import Any, Protocol, assert_never
 
 from .cluster import hardstate
 from .cluster.links import Links
-from .errors import Broken, Overloaded, PiclusterError, Unavailable
+from .errors import Broken, Overloaded, PiclusterError, Unavailable, UserError
 from .events import (
+    AddCheckpoint,
     Answer,
     Append,
     Appended,
@@ -31,6 +32,8 @@ from .events import (
     Effect,
     EntriesRead,
     Event,
+    Forget,
+    Forgot,
     HardStateSaved,
     NewEpoch,
     Note,
@@ -46,6 +49,7 @@ from .events import (
     Store,
     Stored,
 )
+from .folding import MEANING
 from .ids import Term
 from .inference.serving import Serving
 from .integrations.outcome import CallFailed
@@ -62,7 +66,7 @@ SAVE_RETRY_S = 1.0
 """A disk that refuses a vote is full or failing: a second is long for it and short for an election."""
 
 
-DiskEffect = SaveHardState | Append | Store | Read | NewEpoch | Recovered | ProbeDisk
+DiskEffect = SaveHardState | Append | Store | Read | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk
 
 
 class Service(Protocol):
@@ -103,6 +107,8 @@ class Hands:
                 self._links.send(to, message)
             case SaveHardState() | Append() | Store() | Read() | NewEpoch() | Recovered() | ProbeDisk():
                 self._start(self._on_disk(effect))
+            case AddCheckpoint() | Forget():
+                self._start(self._on_disk(effect))
             case Ask():
                 self._start(self._ask(effect))
             case CallOut():
@@ -137,8 +143,10 @@ class Hands:
         match effect:
             case SaveHardState():
                 return self._save(effect)
-            case Append():
+            case Append() | AddCheckpoint():
                 return self._append(effect)
+            case Forget():
+                return self._forget(effect)
             case Store():
                 return self._store(effect)
             case Read():
@@ -162,11 +170,17 @@ class Hands:
                     await asyncio.sleep(SAVE_RETRY_S)
         await self._mailbox.post(HardStateSaved(effect.token))
 
-    async def _append(self, effect: Append) -> None:
+    async def _append(self, effect: Append | AddCheckpoint) -> None:
         event: Event
         try:
-            entries, facts = await self._ledger.append(effect.records)
+            if isinstance(effect, Append):
+                entries, facts = await self._ledger.append(effect.records)
+            else:
+                entries, facts = await self._ledger.add_checkpoint(effect.log, effect.upto, effect.least, MEANING)
             event = Appended(effect.token, entries, facts)
+        except UserError as fault:
+            log.info("nothing appended: %s", fault)
+            event = AppendFailed(effect.token, str(fault))
         except PiclusterError as fault:
             log.error("nothing appended: %s", fault)
             event = AppendFailed(effect.token, str(fault), disk=isinstance(fault, Broken))
@@ -185,6 +199,15 @@ class Hands:
             await self._mailbox.post(Diverged(applied.forks, applied.missing))
         if self._ledger.damaged != before:
             await self._mailbox.post(Damaged(self._ledger.damaged))
+
+    async def _forget(self, effect: Forget) -> None:
+        try:
+            more = await self._ledger.forget(effect.log, effect.checkpoint, effect.level)
+            event = Forgot(effect.token, more)
+        except PiclusterError as fault:
+            log.info("nothing forgotten: %s", fault)
+            event = Forgot(effect.token, False, str(fault))
+        await self._mailbox.post(event)
 
     async def _open_epoch(self, effect: NewEpoch) -> None:
         """Until it is open: nothing is appended before."""

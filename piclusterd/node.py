@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from random import Random
 
 from .cluster.election import UNFIT, Election
@@ -23,7 +22,6 @@ from .cluster.handover import Handover, HeirLooks
 from .cluster.membership import Membership
 from .cluster.reconfigure import Change, Decision, Looks, NewVoters, Reconfigure, Retire, Standing
 from .cluster.suspicion import Guards
-from .cluster.timings import Timings
 from .cluster.voter_config import config_id
 from .events import (
     Activated,
@@ -40,9 +38,8 @@ from .events import (
     Elected,
     EntriesRead,
     Event,
-    Fact,
     FactsChanged,
-    HardState,
+    Forgot,
     HardStateSaved,
     HookArrived,
     LedgerGrew,
@@ -54,7 +51,6 @@ from .events import (
     Noted,
     Output,
     Received,
-    Rules,
     Sealed,
     Send,
     Shutdown,
@@ -64,20 +60,21 @@ from .events import (
     Stored,
     WhoServes,
 )
-from .ids import LogId, NodeId, Term
+from .folding import fold
+from .forgetting import make_pruning
+from .ids import NodeId, Term
 from .inference.placement import Placement
 from .ledger.care import Care
 from .ledger.reconcile import Reconcile
 from .ledger.replicate import Replicate, copies_needed
 from .picture import picture
+from .setup import Setup as Setup
 from .views import View
 from .wire import (
     Ack,
     Batch,
-    Facts,
     ForwardHook,
     Gossip,
-    Head,
     Heartbeat,
     Held,
     HookStored,
@@ -87,7 +84,6 @@ from .wire import (
     Push,
     PushPull,
     RequestVote,
-    Span,
     TimeoutNow,
     Vote,
     Want,
@@ -95,7 +91,6 @@ from .wire import (
 from .workflows.intake import Intake
 from .workflows.journal import Journal
 from .workflows.run import Runs
-from .workflows.workflow import Workflow
 
 Handler = Callable[[Event, float], list[Output]]
 Turn = tuple[int | None, Handler]
@@ -117,29 +112,6 @@ ASKED = (WhoServes, Snapshot, Shutdown)
 """Events that the hall itself answers."""
 BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
 """Messages that promise a term or a vote: they never leave before it is durable (Raft §5.1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a node starts from: its identity, and what its disk remembers."""
-
-    me: NodeId
-    cluster: str
-    facts: Facts
-    timings: Timings
-    hard: HardState = field(default_factory=HardState)
-    heads: tuple[Head, ...] = ()
-    ledger: Iterable[Fact] = ()
-    workflows: Mapping[str, Workflow] = field(default_factory=dict)
-    attempts_max: int = 8
-    rules: Rules = field(default_factory=Rules)
-    log: LogId | None = None
-    """The log this node appends to."""
-    lost: str = ""
-    """Why the ledger may lack what this node acknowledged; "" where it does not."""
-    votes_lost: str = ""
-    """Why this node may have voted and does not know for whom: as long as it runs it does not vote."""
-    damaged: tuple[Span, ...] = ()
 
 
 class Node:
@@ -174,21 +146,25 @@ class Node:
             self.election.reaches, self.replicate.carries, self.membership.facts,
         ))  # fmt: skip
         self.journal = Journal()
-        self.journal.grow(setup.ledger)
+        ledger = list(setup.ledger)
+        fold(self.journal, ledger)
         durable, last_ticket = self.replicate.is_durable, setup.hard.incarnation << TICKET_SHIFT
         self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)
+        self.pruning = make_pruning(
+            self.membership, self.election, self.reconcile, self.care, setup.retention, tokens, setup.rules, now, ledger
+        )
         timed = (
             self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure, self.handover,
-            self.care,
+            self.care, self.pruning,
         )  # fmt: skip
         self._deadlines = [decider.deadline for decider in timed]
         self._due = [deadline() for deadline in self._deadlines]
         """Each decider's deadline; it moves only when the decider is handed an event or a note."""
         handlers: tuple[Handler, ...] = (
             self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle,
-            self._reconfigure, self._handover, self._care,
+            self._reconfigure, self._handover, self._care, self.pruning.handle,
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
@@ -230,15 +206,15 @@ class Node:
     # routing -------------------------------------------------------------------------------------------------
     def _table(self) -> dict[type, tuple[Turn, ...]]:
         """Who hears of what, in order. What is not listed concerns nobody."""
-        members, election, reconcile, intake, runs, voters, handover, care = self._timed
+        members, election, reconcile, intake, runs, voters, handover, care, pruning = self._timed
         replicate: Turn = (None, self._replicate)
         linked = (members, election, reconcile, care, replicate)
         return {
-            **dict.fromkeys((Ping, Ack), (members, reconcile)),
+            **dict.fromkeys((Ping, Ack), (members, reconcile, pruning)),
             **dict.fromkeys((PingReq, Nack, Gossip, PushPull), (members,)),
             **dict.fromkeys((RequestVote, Vote, TimeoutNow), (election,)),
             **dict.fromkeys((Heartbeat, Push), (election, replicate)),
-            Held: (election, (None, self._config_held), reconcile, care, replicate, intake, voters),
+            Held: (election, (None, self._config_held), reconcile, care, replicate, intake, voters, pruning),
             **dict.fromkeys((Want, Batch), (reconcile,)),
             **dict.fromkeys((ForwardHook, HookStored, HookArrived), (intake,)),
             LinkUp: linked,
@@ -247,8 +223,10 @@ class Node:
             Sealed: (election,),
             ChangeVoters: (voters,),
             **dict.fromkeys((MoveLeadership, DiskProbed), (handover,)),
-            **dict.fromkeys((Appended, Stored), (reconcile, care, replicate, intake, voters, handover)),
-            AppendFailed: (replicate, intake, runs, handover),
+            Appended: (reconcile, care, replicate, intake, voters, handover, pruning),
+            Stored: (reconcile, care, replicate, intake, voters, handover),
+            AppendFailed: (replicate, intake, runs, handover, pruning),
+            Forgot: (pruning,),
             EntriesRead: (reconcile, care),
             **dict.fromkeys((Damaged, Diverged), (care,)),
             StepFinished: (runs,),
@@ -345,7 +323,8 @@ class Node:
 
     def _note(self, note: Note, now: float) -> list[Output]:
         if isinstance(note, LedgerGrew):
-            self.journal.grow(note.facts)
+            fold(self.journal, note.facts)
+            self.pruning.grew(note.facts)
         outputs = (
             self._voters_note(note, now)
             + self.replicate.note(note)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cluster import identity
+from ..folding import fold
 from ..ids import RunId, run_id
 from ..ledger import database, store
 from ..ledger.reconcile import Reconcile
@@ -63,7 +64,7 @@ def _read(path: Path) -> tuple[Journal, dict[str, set[RunId]]]:
     runs: dict[str, set[RunId]] = {}
     with closing(database.open_reader(path)) as conn:
         for fact in store.facts(conn):
-            journal.grow((fact,))
+            fold(journal, (fact,))
             if fact.kind == "hook":
                 issue = str(json.loads(fact.body["body"])["data"]["identifier"])
                 runs.setdefault(issue, set()).add(run_id(str(fact.body["workflow"]), str(fact.body["key"])))

@@ -1,12 +1,14 @@
 """Forgetting: a checkpoint in one's own log, and the removal of what it replaces, on every node that holds it.
 
-    kept_seqs ─▶ add_checkpoint ─▶ replicated like any entry ─▶ frontier[log] >= its seq ─▶ prune(bodies) ─▶ prune(rows)
+    plan ─▶ add_checkpoint ─▶ replicated like any entry ─▶ frontier[log] >= its seq ─▶ prune(bodies) ─▶ prune(rows)
 
     level 1  bodies   payloads go, headers and signatures stay: the chain still verifies from the log's first entry
     level 2  rows     the log begins with the checkpoint; who asks for less gets checkpoint and tail (`store.read`)
 
 It refuses to prune at anything but a checkpoint of the log's own, and a forked log at all: its branches are evidence.
 Bounded: `ROWS_MAX` rows a call, as a delete of a year's log would hold up appends (and fill the WAL) for minutes.
+The plan reads the whole ledger, so it is made on another connection; what is appended meanwhile is kept as it is.
+When what is to be done is `pruning`'s to decide.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from ..errors import UserError
 from ..events import Fact
 from ..ids import LogId
 from ..wire import Entry
-from . import branches, rows
-from .checkpoint import draft_checkpoint, kept_entries
+from . import branches, frontier, rows
+from .checkpoint import KEEP_MAX, draft_checkpoint, kept_entries
 from .database import transaction
 from .entry import CHECKPOINT, Header, Signer, decode_fact, decode_header
+from .frontier import Meaning, Plan
 from .rows import Log
-from .store import append_drafts
+from .store import append_drafts, facts
 
 ROWS_MAX = 1024
 """Rows of one call: appends wait for it, an estimated 100 ms on an SD card."""
@@ -34,43 +37,53 @@ VACUUM_PAGES = 1024
 """Pages given back to the file system after a call: 4 MB."""
 
 
-def add_checkpoint(
-    conn: sqlite3.Connection, log: LogId, keep: Sequence[int], signer: Signer, name: str, wall_ms: int
-) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
-    """End what is before now in `log`, this node's own, but for the entries `keep`. Answered like an append.
+def make_plan(conn: sqlite3.Connection, log: LogId, upto: int, least: int, meaning: Meaning) -> Plan:
+    """What a checkpoint of `log`, this node's own, would keep of all up to seq `upto`.
 
-    Raises UserError where those do not fit one entry, or are not all here to be kept; nothing changed.
+    Raises UserError where it would let go of fewer than `least` entries. Reads the whole ledger.
     """
-    held = _held(conn, rows.logs(conn)[log], frozenset(keep))
-    if len(held) < len(set(keep)):
+    made = frontier.plan(facts(conn), log, upto, meaning)
+    if made.replaced < least:
+        raise UserError("no checkpoint is worth it now", f"only {made.replaced} entries are closed")
+    return made
+
+
+def add_checkpoint(
+    conn: sqlite3.Connection, log: LogId, made: Plan, signer: Signer, name: str, wall_ms: int
+) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
+    """End what `made` lets go of `log`, this node's own. Answered like an append.
+
+    Raises UserError where what is kept does not fit one entry, or is not all here to be kept; nothing changed.
+    """
+    row = rows.logs(conn)[log]
+    since = range(made.upto + 1, rows.tip(conn, row).seq + 1)
+    wanted = sorted({*made.keep, *since[: KEEP_MAX + 1]})
+    kept = _held(conn, row, wanted)
+    if len(kept) < len(wanted):
         raise UserError(
             "no checkpoint can be made now", "an entry that must be kept is damaged", "Wait for its repair."
         )
-    kept = [held[seq] for seq in sorted(held)]
-    return append_drafts(conn, log, [draft_checkpoint(signer, name, kept)], signer, wall_ms)
+    return append_drafts(conn, log, [draft_checkpoint(signer, name, kept, made.seen)], signer, wall_ms)
 
 
-def _held(conn: sqlite3.Connection, row: Log, wanted: frozenset[int]) -> dict[int, Entry]:
-    """The entries `wanted`, from rows, or from an earlier checkpoint that kept them."""
+def _held(conn: sqlite3.Connection, row: Log, wanted: Sequence[int]) -> list[Entry]:
+    """The entries `wanted`, from rows, or from the checkpoint that the log begins with: it kept what was before it."""
     damaged = rows.damaged_seqs(conn, row)
-    found: dict[int, Entry] = {}
-    for seq, entry in rows.entries(conn, row, 1):
-        header = decode_header(entry.header)
-        if seq in damaged or not entry.payload or not isinstance(header, Header):
-            continue
-        if seq in wanted:
-            found[seq] = entry
-        if header.kind == CHECKPOINT:
-            found |= _kept_by(entry, wanted)
+    begins = rows.begins(conn, row)
+    before = {seq: entry for _, first in rows.entries(conn, row, begins, begins) for seq, entry in _kept_by(first)}
+    found: list[Entry] = []
+    for seq in wanted:
+        entries = [entry for _, entry in rows.entries(conn, row, seq, seq) if seq >= begins and seq not in damaged]
+        found += entries or ([before[seq]] if seq in before else [])
     return found
 
 
-def _kept_by(checkpoint: Entry, wanted: frozenset[int]) -> dict[int, Entry]:
-    fact = decode_fact(checkpoint)
-    if not isinstance(fact, Fact):
-        return {}
-    headers = [(decode_header(entry.header), entry) for entry in kept_entries(fact)]
-    return {header.seq: entry for header, entry in headers if isinstance(header, Header) and header.seq in wanted}
+def _kept_by(entry: Entry) -> list[tuple[int, Entry]]:
+    fact = decode_fact(entry)
+    if not isinstance(fact, Fact) or fact.kind != CHECKPOINT:
+        return []
+    headers = [(decode_header(kept.header), kept) for kept in kept_entries(fact)]
+    return [(header.seq, kept) for header, kept in headers if isinstance(header, Header)]
 
 
 def prune(conn: sqlite3.Connection, log: LogId, checkpoint: int, level: Level) -> bool:

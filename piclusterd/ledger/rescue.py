@@ -164,7 +164,7 @@ def _readable(old: sqlite3.Connection, row: rows.Log) -> Iterator[list[Entry]]:
     """The log's entries in batches that end signed, up to the first page that cannot be read."""
     batch: list[Entry] = []
     try:
-        for _, entry in rows.entries(old, row, 1):
+        for _, entry in rows.entries(old, row, _begins(old, row)):
             batch.append(entry)
             if entry.signature and len(batch) >= SALVAGE_BATCH:
                 yield batch
@@ -172,6 +172,14 @@ def _readable(old: sqlite3.Connection, row: rows.Log) -> Iterator[list[Entry]]:
     except sqlite3.Error:
         pass  # a torn page: the log is kept up to here
     yield batch
+
+
+def _begins(old: sqlite3.Connection, row: rows.Log) -> int:
+    """What is left below a checkpoint has no bodies and would be refused."""
+    try:
+        return rows.begins(old, row)
+    except sqlite3.Error:
+        return 1  # a file of an older release knows no checkpoints
 
 
 def _quick_check(conn: sqlite3.Connection) -> str:

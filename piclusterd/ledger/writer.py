@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import config
-from ..errors import Broken, Overloaded, Unavailable
+from ..errors import Broken, Overloaded, Unavailable, UserError
 from ..events import Fact, Record
 from ..ids import LogId, node_id
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Entry, Head, Span
@@ -41,6 +41,7 @@ from .ballast import Ballast
 from .connection import Connection, Work, checkpoint_wal, fail, is_full, resolve, size_of, touch
 from .database import open_reader
 from .entry import Draft, Signer, Verify, draft, draft_bytes
+from .frontier import Meaning, Plan
 
 QUEUE_MAX = 1024
 """Transactions waiting: as many as the mailbox lets callers wait for."""
@@ -177,24 +178,22 @@ class LedgerWriter:
         return await self._do(self._open_epoch)
 
     async def scrub_slice(self) -> scrub.Slice:
-        """Check the next slice of the ledger for rot; `damaged` tells what is in quarantine then. Raises Broken.
-
-        One slice is some 256 entries: every few seconds on an idle node. Cursor 0 means that the end was reached.
-        """
+        """Check the next 256 entries or so for rot; `damaged` tells what is found. Cursor 0: the end. Raises Broken."""
         part, self.damaged = await self._do(self._scrub)
         self._cursor = part.cursor
         return part
 
-    async def add_checkpoint(self, keep: Sequence[int]) -> Appended:
-        """End what is before now in this node's log but for the entries `keep` (see `frontier`, `prune`)."""
-        return await self._do(partial(self._add_checkpoint, keep))
+    async def add_checkpoint(self, log: LogId, upto: int, least: int, meaning: Meaning) -> Appended:
+        """End what is closed of this node's log up to seq `upto` (see `prune`). Raises UserError."""
+        made = await self._look(partial(prune.make_plan, log=log, upto=upto, least=least, meaning=meaning))
+        return await self._do(partial(self._add_checkpoint, log, made))
 
     async def forget(self, log: LogId, checkpoint: int, level: prune.Level) -> bool:
         """Remove some of what that checkpoint replaced; True: there is more (see `prune.prune`)."""
         return await self._do(partial(prune.prune, log=log, checkpoint=checkpoint, level=level))
 
     async def recovered(self) -> None:
-        """Others' heads say that nothing acknowledged is missing here any more (see `rewind.recovered`)."""
+        """Nothing acknowledged is missing here any more (see `rewind.recovered`)."""
         await asyncio.to_thread(rescue.set_recovered, self._path)
         self.lost, self.mended = "", True
 
@@ -218,7 +217,7 @@ class LedgerWriter:
     async def read(
         self, spans: Sequence[Span], bytes_max: int = BATCH_BYTES_MAX, entries_max: int = BATCH_ENTRIES_MAX
     ) -> tuple[Entry, ...]:
-        """One batch of the spans' entries (see `store.read`)."""
+        """One batch (see `store.read`)."""
         return await self._look(partial(store.read, spans=spans, bytes_max=bytes_max, entries_max=entries_max))
 
     async def replay(self) -> list[Fact]:
@@ -367,8 +366,10 @@ class LedgerWriter:
     def _scrub(self, conn: sqlite3.Connection) -> tuple[scrub.Slice, tuple[Span, ...]]:
         return scrub.scrub(conn, self._cursor, self._verify), scrub.damaged(conn)
 
-    def _add_checkpoint(self, keep: Sequence[int], conn: sqlite3.Connection) -> Appended:
-        return prune.add_checkpoint(conn, self.log, keep, self._signer, self._name, self._wall_ms())
+    def _add_checkpoint(self, log: LogId, made: Plan, conn: sqlite3.Connection) -> Appended:
+        if log != self.log:
+            raise UserError("no checkpoint is made", "this node goes on in another log")
+        return prune.add_checkpoint(conn, log, made, self._signer, self._name, self._wall_ms())
 
     def _open_log(self, conn: sqlite3.Connection) -> None:
         """Go on with this node's log where it may be extended, else open another."""

@@ -46,6 +46,7 @@ ABLATIONS = {
         Ablation("idempotency", ("I7",), 20, lie="idempotency"),
         Ablation("contiguity", ("I5", "I6", "I8"), 50, lie="contiguity"),
         Ablation("loop-lag", ("I12",), 50, rule="lag_discard", theme="stall"),
+        Ablation("prune-lapse", ("I9",), 20, rule="prune_lapse"),
     )
 }
 
@@ -53,7 +54,6 @@ NOT_YET = {
     "epoch-bump": "a restored image or a lost database mints a new epoch",
     "config-in-term": "a new configuration needs the current one stored by E voters in the current term",
     "catch-up": "a new voter catches up as a learner first",
-    "prune-lapse": "pruning waits for every member that has not lapsed",
 }
 
 

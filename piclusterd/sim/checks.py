@@ -4,31 +4,36 @@ I1  at most one node is elected, and at most one becomes active, in a term
 I2  the term, the voters' version and the incarnation never go back on one identity, nor does a vote change in a term
 I3  nothing is called taken by a coordinator that a newer active one has superseded
 I4  one entry per (origin, epoch, seq), the same on every disk; each disk's logs grow without a gap
-I5  a webhook is called taken only when W voters have it on disk at that instant (one that lost its disk had it)
+I5  a webhook is called taken only when W voters have it on disk at that instant (one that lost its disk had it, and
+    whoever holds the checkpoint that let it go, closed, has it)
 I6  every coordinator that becomes active in the newest term holds every webhook ever called taken; at rest, every
     ledger does
-I7  a step of a run has one idempotency key, whoever acts; at rest every taken webhook's run is done, its effect there
+I7  a step of a run has one idempotency key, whoever acts; nobody appends a webhook that a checkpoint on its own disk
+    let go; at rest every taken webhook's run is done, its effect there
 I8  at rest all ledgers are equal, one of them verifies whole, and they give equal journals
+I9  a node forgets nothing that a member lacks which it has heard within the lapse; a checkpoint lets no webhook go
+    whose run nobody has ended
 I10 every node that is up answers a snapshot
 I11 what a node keeps for others is bounded: held-back messages, unacknowledged appends, waiting webhooks, wants, links
 I12 at rest there is one active coordinator and the hub's outbox is empty; a leader whom no majority hears steps down;
     a leader whom a majority hears is not deposed by a node that comes back (theme `return`); a node that was up and
     heard is not called failed (theme `stall`)
-
-I9 (pruning removes nothing that a retained member lacks) waits for pruning.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..events import Fact, HardState, MemberDown
+from ..events import Fact, Forget, HardState, MemberDown
 from ..ids import LogId, NodeId, RunId, Term
 from ..ledger import store
+from ..ledger.checkpoint import kept_facts
+from ..ledger.entry import CHECKPOINT
 from ..ledger.replicate import UNACKED_MAX, copies_needed
 from ..node import HELD_BACK_MAX, Node
 from ..wire import Head
 from ..workflows.intake import WAITING_MAX
+from ..workflows.journal import subject
 from .keys import verify
 from .network import CLOG_MAX_S
 
@@ -58,8 +63,18 @@ class Checks:
         self._hard: dict[NodeId, HardState] = {}
         self._entries: dict[tuple[LogId, int], Fact] = {}
         self._ends: dict[tuple[NodeId, LogId], int] = {}
+        self._most: dict[tuple[NodeId, LogId], int] = {}
+        """As `_ends`, and also what an image that was put back forgot: its node has told that it holds it."""
+        self._hooks: dict[LogId, dict[int, tuple[str, str]]] = {}
+        """Log → seq of each webhook, its key and its run ("": none)."""
+        self._ended: dict[str, None] = {}
+        """Runs whose end was on some disk."""
+        self._let_go: dict[NodeId, dict[str, None]] = {}
+        """Node → webhooks that a checkpoint on its disk let go."""
         self._unheard_since: dict[int, float] = {}
         """Leader's actor number → since when no majority can reach it."""
+        self._booted: dict[NodeId, float] = {}
+        self._met: dict[NodeId, float] = {}
         self.taken: dict[str, None] = {}
         """Webhook keys that a node called taken."""
 
@@ -81,6 +96,8 @@ class Checks:
 
     def booted(self, actor: Actor) -> None:
         """What the disk remembers is not older than what it remembered."""
+        self._booted[actor.disk.node] = self._world.now
+        self._met.setdefault(actor.disk.node, self._world.now)
         self._never_back(actor.disk.node, actor.disk.hard)
 
     def _never_back(self, node: NodeId, now: HardState) -> None:
@@ -108,11 +125,51 @@ class Checks:
             fact.log.origin == node and fact.kind != "log.open"
         )  # its own comes from a peer after a `put_back` only
         last = self._ends.get((node, fact.log), int(opened))
-        if fact.seq != last + 1:
+        if fact.kind == CHECKPOINT:
+            self._checkpoint(node, fact, fact.seq > last + 1)
+        elif fact.seq != last + 1:
             hold(False, f"I4 {node} stored seq {fact.seq} of {fact.log} after {last}")
         self._ends[node, fact.log] = fact.seq
+        self._most[node, fact.log] = max(fact.seq, self._most.get((node, fact.log), 0))
         if fact.kind == "hook":
-            self._on_disk.setdefault(str(fact.body["key"]), {})[node] = None
+            key = str(fact.body["key"])
+            again = fact.log.origin == node and key in self._let_go.get(node, {})
+            hold(not again, f"I7 {node} takes {key} once more, which a checkpoint let go")
+            self._on_disk.setdefault(key, {})[node] = None
+            self._hooks.setdefault(fact.log, {})[fact.seq] = (key, subject(fact) or "")
+        elif fact.kind == "run.done":
+            self._ended[str(fact.body["run"])] = None
+
+    # I9 ------------------------------------------------------------------------------------------------------
+    def _checkpoint(self, node: NodeId, checkpoint: Fact, resets: bool) -> None:
+        """What it let go is closed, so who holds the checkpoint has it; one that resets a log brings what it kept."""
+        kept = {fact.seq: fact for fact in kept_facts(checkpoint)}
+        for seq, (key, run) in self._hooks.get(checkpoint.log, {}).items():
+            if seq >= checkpoint.seq or (seq in kept and not resets):
+                continue
+            self._on_disk[key][node] = None
+            if seq not in kept:
+                hold(
+                    not run or run in self._ended, f"I9 {checkpoint.log} at {checkpoint.seq} lets {key} go, still open"
+                )
+                self._let_go.setdefault(node, {})[key] = None
+
+    def forgets(self, actor: Actor, forget: Forget) -> None:
+        """`actor` is about to forget what a checkpoint replaced: who else would miss it?"""
+        world = self._world
+        for other in world.actors:
+            head = self._most.get((other.disk.node, forget.log), 0)
+            if other is actor or head >= forget.checkpoint or actor.node is None:
+                continue
+            peer = actor.node.membership.peers.get(other.disk.node)
+            met = self._met.get(other.disk.node, world.now)
+            if other.disk.node not in self._voters and (peer is None or world.now - met < SETTLE_S):
+                continue  # a new card in an old board: nobody waits for whom he does not know
+            heard = self._booted.get(actor.disk.node, 0.0) if peer is None else peer.heard
+            hold(
+                world.now - heard >= world.retention.lapse_s - SETTLE_S,
+                f"I9 {actor.disk.node} forgets what {other.disk.node} lacks, heard {world.now - heard:.1f} s ago",
+            )
 
     def put_back(self, node: NodeId, heads: tuple[Head, ...]) -> None:
         """The node's ledger ends at `heads` again: what it had beyond may land a second time."""
@@ -207,7 +264,7 @@ class Checks:
         hold(not world.hub.outbox, f"I12 {len(world.hub.outbox)} webhooks are still at the hub")
         self._ledgers_agree(nodes)
         for node in nodes:
-            missing = [key for key in self.taken if key not in node.journal.hooks]
+            missing = [key for key in self.taken if node.journal.known(key) is None]
             hold(not missing, f"I6 {node.me} lacks {missing[:3]}")
             hold(node.view(world.now).me == node.me, f"I10 {node.me} does not answer")
         self._runs_are_done(nodes[0])
@@ -228,6 +285,9 @@ class Checks:
         runs = node.journal.views(most=1_000_000)
         still_open = [run.run for run in runs if run.state == "open"]
         hold(not still_open, f"I12 runs still open: {still_open[:3]}")
+        wanted = {run: key for log in self._hooks.values() for key, run in log.values() if run and key in self.taken}
+        lost = [key for run, key in wanted.items() if effects.get(run, 0) != 1]
+        hold(not lost, f"I7 webhooks without exactly one effect: {lost[:3]}")
         undone = [run.run for run in runs if run.state == "done" and effects.get(run.run, 0) != 1]
         hold(not undone, f"I7 runs without exactly one effect: {undone[:3]}")
 

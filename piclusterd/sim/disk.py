@@ -12,10 +12,13 @@ landed, `contiguity` reports a log's highest seq seen as its end, gap or no gap.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from random import Random
 from typing import NamedTuple
 
+from ..errors import UserError
 from ..events import (
+    AddCheckpoint,
     Append,
     Appended,
     AppendFailed,
@@ -23,6 +26,8 @@ from ..events import (
     DiskProbed,
     Diverged,
     Fact,
+    Forget,
+    Forgot,
     HardState,
     HardStateSaved,
     NewEpoch,
@@ -32,16 +37,18 @@ from ..events import (
     Store,
     Stored,
 )
+from ..folding import MEANING
 from ..ids import LogId, node_id
-from ..ledger import rows, scrub, store
-from ..ledger.entry import decode_header
+from ..ledger import prune, rows, scrub, store
+from ..ledger.entry import CHECKPOINT, decode_header
 from ..wire import Dropped, Entry, Head, Span
 from .keys import SimKey, verify
 
-Write = Append | Store | SaveHardState | NewEpoch | Recovered | ProbeDisk
-Outcome = Appended | AppendFailed | Stored | HardStateSaved | Damaged | Diverged | DiskProbed
+Write = Append | Store | SaveHardState | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk
+Outcome = Appended | AppendFailed | Stored | HardStateSaved | Forgot | Damaged | Diverged | DiskProbed
 
-REFUSED = (Append, Store, ProbeDisk)
+Refused = Append | AddCheckpoint | Store | Forget | ProbeDisk
+REFUSED = (Append, AddCheckpoint, Store, Forget, ProbeDisk)
 """What a failing disk is told of; the rest is tried again until it is written."""
 ALL = 1_000_000_000
 """More bytes and entries than a rehearsed ledger has."""
@@ -121,14 +128,13 @@ class Disk:
             if kind is Append:
                 outcomes += self._append([w for w in writes if isinstance(w, Append)], now)
             else:
-                outcomes += [outcome for w in writes if not isinstance(w, Append) for outcome in self._one(w)]
+                outcomes += [outcome for w in writes if not isinstance(w, Append) for outcome in self._one(w, now)]
         return outcomes
 
     def _append(self, writes: list[Append], now: float) -> list[Outcome]:
         """Appends that wait together are one transaction with one signature, as the ledger's writer makes them."""
         records = [record for write in writes for record in write.records]
-        wall_ms = max(0, YEAR_2026_MS + int(now * 1000) + self.wall_offset_ms)
-        entries, facts = store.append(self.conn, self.log, records, self.key, wall_ms)
+        entries, facts = store.append(self.conn, self.log, records, self.key, self._wall_ms(now))
         self.landed += facts
         outcomes: list[Outcome] = []
         at = 0
@@ -138,7 +144,12 @@ class Disk:
             at = share.stop
         return outcomes
 
-    def _one(self, write: Store | SaveHardState | NewEpoch | Recovered | ProbeDisk) -> list[Outcome]:
+    def _wall_ms(self, now: float) -> int:
+        return max(0, YEAR_2026_MS + int(now * 1000) + self.wall_offset_ms)
+
+    def _one(
+        self, write: Store | SaveHardState | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk, now: float
+    ) -> list[Outcome]:
         match write:
             case SaveHardState(token, state):
                 self.hard = state
@@ -151,19 +162,53 @@ class Disk:
                 return []
             case ProbeDisk(token):
                 return [DiskProbed(token, "")]
+            case AddCheckpoint():
+                return [self._add_checkpoint(write, now)]
+            case Forget():
+                return self._forget(write)
             case Store():
                 return self._store(write)
+
+    def _add_checkpoint(self, write: AddCheckpoint, now: float) -> Outcome:
+        try:
+            if write.log != self.log:
+                raise UserError("this node goes on in another log")
+            made = prune.make_plan(self.conn, write.log, write.upto, write.least, MEANING)
+            made_at = self._wall_ms(now)
+            entries, facts = prune.add_checkpoint(self.conn, write.log, made, self.key, self.name, made_at)
+        except UserError as fault:
+            return AppendFailed(write.token, str(fault))
+        self.landed += facts
+        return Appended(write.token, entries, facts)
+
+    def _forget(self, write: Forget) -> list[Outcome]:
+        before = self.damaged()
+        try:
+            more = prune.prune(self.conn, write.log, write.checkpoint, write.level)
+        except UserError as fault:
+            return [Forgot(write.token, False, str(fault))]
+        now = self.damaged() if before else ()
+        outcomes: list[Outcome] = [Forgot(write.token, more)]
+        return outcomes if now == before else [*outcomes, Damaged(now)]
 
     def _store(self, write: Store) -> list[Outcome]:
         before = self.damaged()
         applied = store.apply(self.conn, write.entries, verify, write.resets)
-        self.landed += [fact for fact in applied.facts if not _mends(fact, before)]
+        self.landed += [fact for fact in self._on_rows(applied.facts) if not _mends(fact, before)]
         heads = _highest(write, applied.heads) if "contiguity" in self._lies else applied.heads
         outcomes: list[Outcome] = [Stored(write.token, applied.facts, heads, applied.dropped)]
         if applied.forks or applied.missing:
             outcomes.append(Diverged(applied.forks, applied.missing))
         now = self.damaged() if before else ()
         return outcomes if now == before else [*outcomes, Damaged(now)]
+
+    def _on_rows(self, facts: tuple[Fact, ...]) -> Iterable[Fact]:
+        """Without those that a checkpoint carries on: they come from its payload."""
+        if not any(fact.kind == CHECKPOINT for fact in facts):
+            return facts
+        logs = rows.logs(self.conn)
+        begins = {log: rows.begins(self.conn, row) for log, row in logs.items()}
+        return {(fact.log, fact.seq): fact for fact in facts if fact.seq >= begins[fact.log]}.values()
 
     def open_epoch(self) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
         self.log = store.open_log(self.conn, self.key, self.name, next(self._epochs), YEAR_2026_MS)
@@ -202,12 +247,12 @@ class Disk:
             self.hard = self._synced_hard
 
     def rewind(self, heads: tuple[Head, ...]) -> None:
-        """The ledger as it was when it ended at `heads`."""
+        """The ledger as it was when it ended at `heads`; of what was pruned since, as the checkpoint has it."""
         spans = [Span(*head.log, 1, head.seq) for head in heads]
         entries = store.read(self.conn, spans, ALL, ALL)
         self.conn.close()
         self.conn = store.open_database(":memory:")
-        store.apply(self.conn, entries, verify)
+        store.apply(self.conn, entries, verify, resets=True)
         store.open_log(self.conn, self.key, self.name, self.log.epoch, YEAR_2026_MS)
         self._synced = store.heads(self.conn)
 
@@ -229,7 +274,8 @@ class Disk:
         head = self._rng.choice(store.heads(other.conn))
         row = rows.logs(self.conn).get(head.log)
         place = 0 if row is None else row.first + self._rng.randint(1, head.seq)
-        for (payload,) in self.conn.execute("SELECT payload FROM entries WHERE id = ?", (place,)).fetchall():
+        sql = "SELECT payload FROM entries WHERE id = ? AND length(payload) > 0"
+        for (payload,) in self.conn.execute(sql, (place,)).fetchall():
             spoilt = bytes([payload[0] ^ 1 << self._rng.randrange(8)]) + payload[1:]
             self.conn.execute("UPDATE entries SET payload = ? WHERE id = ?", (spoilt, place))
         scrub.scrub(self.conn, 0, verify, ALL)
@@ -243,10 +289,12 @@ def _mends(fact: Fact, damaged: tuple[Span, ...]) -> bool:
     return any(span.log == fact.log and span.first <= fact.seq <= span.last for span in damaged)
 
 
-def _refusal(write: Append | Store | ProbeDisk) -> Outcome:
+def _refusal(write: Refused) -> Outcome:
     """No space, or an fsync that failed, in the words of the daemon's hands."""
-    if isinstance(write, Append):
+    if isinstance(write, Append | AddCheckpoint):
         return AppendFailed(write.token, NO_SPACE)
+    if isinstance(write, Forget):
+        return Forgot(write.token, False, NO_SPACE)
     if isinstance(write, ProbeDisk):
         return DiskProbed(write.token, NO_SPACE)
     return Stored(write.token, (), (), (Dropped(NO_SPACE),), NO_SPACE)

@@ -16,6 +16,7 @@ import msgpack
 
 from ..events import (
     Activated,
+    AddCheckpoint,
     Answer,
     Append,
     Ask,
@@ -26,6 +27,7 @@ from ..events import (
     Elected,
     EntriesRead,
     Event,
+    Forget,
     HookArrived,
     HookTaken,
     MemberDown,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 LIE_S = 0.5
 """How long a lying disk keeps in its cache what it called durable."""
+REDELIVERED = 0.1
+"""Of webhooks: old ones that come again, of whatever age."""
 REDELIVER_S = 10.0
 """The hub offers a webhook again that was not answered for this long."""
 
@@ -64,6 +68,8 @@ class SimHands:
         self._rng = rng
         self._deliveries: dict[int, Delivery] = {}
         self._tickets = itertools.count(1)
+        self._sent: list[Hook] = []
+        self._again = Random(world.plan.seed)
         self.answers: dict[int, object] = {}
         """Ticket → value, of questions asked with `ask`."""
 
@@ -74,6 +80,8 @@ class SimHands:
             case Noted(note):
                 self._check_note(actor, note)
             case SaveHardState() | Append() | Store() | NewEpoch() | Recovered() | ProbeDisk():
+                self._write(actor, effect)
+            case AddCheckpoint() | Forget():
                 self._write(actor, effect)
             case Read(token, spans):
                 entries = store.read(actor.disk.conn, spans, BATCH_BYTES_MAX, BATCH_ENTRIES_MAX)
@@ -118,6 +126,8 @@ class SimHands:
     # disk ----------------------------------------------------------------------------------------------------
     def _write(self, actor: Actor, write: Write) -> None:
         disk = actor.disk
+        if isinstance(write, Forget):
+            self._world.checks.forgets(actor, write)
         if disk.lies_about(write):
             outcomes, cached = disk.answer_early(write, self._world.now)
             for outcome in outcomes:
@@ -235,6 +245,9 @@ class SimHands:
         """Mostly through the hub; some straight to a node, some of them twice."""
         kind = "create" if self._rng.random() < 0.4 else "update"
         hook = Hook("sim", f"hook-{next(self._tickets)}", kind, b"{}")
+        if self._sent and self._again.random() < REDELIVERED:
+            hook = self._again.choice(self._sent)
+        self._sent.append(hook)
         if self._rng.random() < 0.7:
             self._world.hub.accept(hook)
         for _ in range(self._rng.choice((0, 0, 1, 2))):

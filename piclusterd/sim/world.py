@@ -25,6 +25,7 @@ from ..cluster.timings import PRESETS
 from ..events import DeadlineReached, Effect, Event, HardState, LoopLagged, Received, Rules
 from ..ids import node_id
 from ..ledger import store
+from ..ledger.pruning import Retention
 from ..node import Node, Setup
 from ..wire import Facts, Voters
 from .checks import Checks, Violation
@@ -91,6 +92,19 @@ class Actor:
     """Speaks a newer release: its messages carry a field nobody here knows."""
 
 
+def draw_retention(rng: Random) -> Retention:
+    """Months in seconds: checkpoints, forgetting and lapses within the minutes of a storm."""
+    bodies_s = rng.uniform(2.0, 15.0)
+    return Retention(
+        entries=rng.choice((16, 40, 100)),
+        bodies_s=bodies_s,
+        rows_s=bodies_s * rng.uniform(1.0, 2.0),
+        lapse_s=rng.uniform(15.0, 60.0),
+        check_s=rng.uniform(0.5, 3.0),
+        gap_s=5.0,
+    )
+
+
 class World:
     def __init__(self, plan: Plan, row: Callable[[str], None] | None = None) -> None:
         """`row` is given one line an event; None keeps silent."""
@@ -127,6 +141,7 @@ class World:
         self.vote_crash = self._rng.choice((0.0, 0.1, 0.5))
         """Probability that a node loses power just after it voted: the moment a vote must be on disk already."""
         self.webhook_s = self._rng.choice((0.7, 2.0, 5.0))
+        self.retention = Retention()
 
     # running -------------------------------------------------------------------------------------------------
     def run(self) -> str:
@@ -134,6 +149,7 @@ class World:
         from .storm import Storm, draw_theme  # the storm acts on a world; a world knows it only while it plays
 
         self.theme = self.plan.theme or draw_theme(self._rng)
+        self.retention = draw_retention(Random(self.plan.seed))
         self.open()
         Storm(self, Random(self._rng.random())).begin()
         self.every(1.0, self.hands.pump_hub)
@@ -248,6 +264,7 @@ class World:
             workflows={"rehearsed": Rehearsed()},
             attempts_max=1000,
             rules=self.plan.rules,
+            retention=self.retention,
             log=disk.log,
             lost=disk.lost,
             votes_lost=disk.votes_lost,

@@ -139,7 +139,7 @@ class Intake:
         if hook.key in self._by_key:
             self._appending[self._by_key[hook.key]][1].append(caller)
             return []
-        if hook.key in self._journal.hooks:
+        if self._journal.known(hook.key) is not None:
             self._confirming.append((hook.key, caller))
             return self._confirm()
         name, title = self._wanted_by(hook)
@@ -160,8 +160,8 @@ class Intake:
         out: list[Output] = []
         waiting, self._confirming = self._confirming, []
         for key, caller in waiting:
-            _, log, seq = self._journal.hooks[key].rank
-            if self._is_durable(log, seq):
+            entry = self._journal.known(key)
+            if entry is None or self._is_durable(*entry.rank[1:]):  # None: ended, and forgotten while its sender waited
                 out += self._taken(caller, key, duplicate=True)
             else:
                 self._confirming.append((key, caller))
@@ -194,7 +194,8 @@ class Intake:
 
     # answering -----------------------------------------------------------------------------------------------
     def _taken(self, caller: Caller, key: str, duplicate: bool) -> list[Output]:
-        return self._tell(caller, HookTaken(self._journal.hooks[key].run, duplicate))
+        entry = self._journal.known(key)
+        return self._tell(caller, HookTaken(entry.run if entry else None, duplicate))
 
     def _tell(self, caller: Caller, value: HookTaken | PiclusterError) -> list[Output]:
         if caller.peer is None:

@@ -5,6 +5,10 @@
     run.result{run, step, value}                            after it
     run.done  {run, outcome, detail}                        closes it
 
+A checkpoint (`log.checkpoint`, told by `folding`) takes out of the fold what it ended: the webhooks before it in its
+log that it does not keep, and those whose digest it has seen, by which a redelivery is known again. So the fold of a
+pruned ledger is that of the whole one, and a late copy of an old webhook opens nothing.
+
 Entries may arrive in any order and more than once, so every field is chosen by rank, not by arrival. Where two results
 of one step exist, the one with the higher (term, log, seq) wins: a coordinator only asks again for a result it does not
 hold after its recovery barrier, so an older one was never on W ledgers and nothing was done with it.
@@ -12,7 +16,8 @@ hold after its recovery barrier, so an older one was never on W ledgers and noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,19 +29,34 @@ from ..wire import Hook
 Rank = tuple[Term, LogId, int]
 
 DETAIL_CHARS_MAX = 500
+SEEN_BYTES = 16
+"""Of a webhook's digest (`ledger.checkpoint` says what it is good for)."""
+TAKEN_FOR_GRANTED = ("term", "log.open", "log.checkpoint")
+"""Kinds that mean nothing to this fold once they are old."""
 
 
 @dataclass(slots=True)
 class HookEntry:
-    """Where the first copy of an event stands."""
+    """Where the first copy of an event stands, or the checkpoint that ended it."""
 
     rank: Rank
     run: RunId | None
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """The newest checkpoint of a log. `kept`: seqs before it that still stand; `seen`: digests of what was let go."""
+
+    rank: Rank
+    kept: Container[int]
+    seen: frozenset[bytes]
+
+
 @dataclass(slots=True)
 class Run:
     run: RunId
+    key: str = ""
+    """The event's."""
     workflow: str = ""
     title: str = ""
     hook: Hook | None = None
@@ -60,11 +80,39 @@ class Journal:
     def __init__(self) -> None:
         self.hooks: dict[str, HookEntry] = {}
         self.runs: dict[RunId, Run] = {}
+        """Also what was told of a run whose webhook is not: it has no `hook_rank` and is not shown."""
+        self._ends: dict[LogId, End] = {}
 
     def open_runs(self) -> list[RunId]:
         """Runs to be worked on, oldest event first."""
         rows = [(run.hlc, run.run) for run in self.runs.values() if run.open]
         return [run for _, run in sorted(rows)]
+
+    def known(self, key: str) -> HookEntry | None:
+        """Where an event stands that came before; None for a new one."""
+        entry = self.hooks.get(key)
+        if entry is None and self._ends:
+            digest = digest_of(key)
+            entry = next((HookEntry(end.rank, None) for end in self._ends.values() if digest in end.seen), None)
+        return entry
+
+    def close(self, checkpoint: Fact, kept: Container[int], seen: Iterable[bytes]) -> None:
+        """`checkpoint` keeps the seqs `kept` of its log and has seen the webhooks of these digests."""
+        before = self._ends.get(checkpoint.log)
+        if before is not None and before.rank[2] >= checkpoint.seq:
+            return
+        self._ends[checkpoint.log] = End(checkpoint.order, kept, frozenset(seen))
+        ended = {key for key, entry in self.hooks.items() if self._ended(key, entry.rank)}
+        self.hooks = {key: entry for key, entry in self.hooks.items() if key not in ended}
+        self.runs = {run: entry for run, entry in self.runs.items() if entry.key not in ended}
+
+    def _ended(self, key: str, rank: Rank) -> bool:
+        _, log, seq = rank
+        end = self._ends.get(log)
+        if end is not None and seq < end.rank[2] and seq not in end.kept:
+            return True
+        digest = digest_of(key)
+        return any(digest in end.seen for end in self._ends.values())
 
     def grow(self, facts: Iterable[Fact]) -> None:
         for fact in facts:
@@ -75,6 +123,8 @@ class Journal:
 
     def _hook(self, fact: Fact) -> None:
         hook = hook_of(fact.body)
+        if self._ends and self._ended(hook.key, fact.order):
+            return
         workflow = str(fact.body.get("workflow", ""))
         run = run_id(workflow, hook.key) if workflow else None
         known = self.hooks.get(hook.key)
@@ -83,6 +133,7 @@ class Journal:
         if run is None:
             return
         entry = self._run(run)
+        entry.key = hook.key
         if entry.hook_rank is None or fact.order < entry.hook_rank:
             entry.hook_rank, entry.workflow, entry.hlc = fact.order, workflow, fact.hlc
             entry.title = str(fact.body.get("title", ""))
@@ -111,8 +162,24 @@ class Journal:
 
     def views(self, most: int) -> tuple[RunView, ...]:
         """The newest `most` runs, newest first."""
-        rows = sorted(self.runs.values(), key=lambda run: (run.hlc, run.run), reverse=True)[:most]
+        told = [run for run in self.runs.values() if run.hook_rank is not None]
+        rows = sorted(told, key=lambda run: (run.hlc, run.run), reverse=True)[:most]
         return tuple(_view(run) for run in rows)
+
+
+def digest_of(key: str) -> bytes:
+    """By what a checkpoint remembers an event."""
+    return hashlib.blake2b(key.encode(), digest_size=SEEN_BYTES).digest()
+
+
+def subject(fact: Fact) -> str | None:
+    """What `fact` is about: the id of a run; "" where it means nothing once it is old; None where its kind is new."""
+    if fact.kind == "hook":
+        workflow = str(fact.body.get("workflow", ""))
+        return run_id(workflow, str(fact.body["key"])) if workflow else ""
+    if fact.kind in ("run.intent", "run.result", "run.done"):
+        return str(fact.body["run"])
+    return "" if fact.kind in TAKEN_FOR_GRANTED else None
 
 
 def hook_record(hook: Hook, workflow: str, title: str, term: Term) -> Record:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from piclusterd.errors import UserError
 from piclusterd.events import Fact, Record
-from piclusterd.ids import RunId, run_id
+from piclusterd.folding import MEANING
+from piclusterd.folding import fold as fold_into
+from piclusterd.ids import run_id
 from piclusterd.ledger import prune, rows, scrub, store
-from piclusterd.ledger.checkpoint import kept_facts
+from piclusterd.ledger.checkpoint import Seen, kept_facts, seen_digests
 from piclusterd.ledger.entry import CHECKPOINT, draft
-from piclusterd.ledger.frontier import kept_seqs
+from piclusterd.ledger.frontier import Plan
 from piclusterd.wire import Entry, Head, Hook, Span
-from piclusterd.workflows.journal import Journal, hook_record
+from piclusterd.workflows.journal import Journal, hook_record, subject
 
 from .keys import Key, verify
 from .rig import KEY, LOG, add, everything, fresh, give, image, reasons, spoil
@@ -24,10 +27,7 @@ from .rig import KEY, LOG, add, everything, fresh, give, image, reasons, spoil
 RUNS = 40
 
 
-def subject(fact: Fact) -> str | None:
-    if fact.kind == "hook":
-        return run_id(fact.body["workflow"], fact.body["key"]) if fact.body["workflow"] else ""
-    return str(fact.body["run"]) if fact.kind.startswith("run.") else ""
+MEANS = replace(MEANING, subject=lambda fact: "" if fact.kind == "note" else subject(fact))
 
 
 def work(conn: sqlite3.Connection, first: int, done: int) -> None:
@@ -44,20 +44,14 @@ def work(conn: sqlite3.Connection, first: int, done: int) -> None:
 
 def fold(conn: sqlite3.Connection) -> Journal:
     journal = Journal()
-    journal.grow(store.facts(conn))
+    fold_into(journal, store.facts(conn))
     return journal
 
 
 def checkpoint(conn: sqlite3.Connection) -> int:
     """Add one to `LOG` that keeps what is open; its seq."""
-    runs = fold(conn).runs
-    before = list(store.facts(conn))
-
-    def closed(run: str) -> bool:
-        return runs[RunId(run)].done is not None
-
-    keep = kept_seqs(before, [], subject, lambda fact: fact.kind == "hook", closed)
-    _, (fact,) = prune.add_checkpoint(conn, LOG, keep, KEY, "pi", 9000)
+    made = prune.make_plan(conn, LOG, store.heads(conn)[0].seq, 0, MEANS)
+    _, (fact,) = prune.add_checkpoint(conn, LOG, made, KEY, "pi", 9000)
     return fact.seq
 
 
@@ -116,7 +110,7 @@ def test_a_node_that_was_away_for_a_month_is_current_after_checkpoint_and_tail(
             assert store.heads(late) == store.heads(ours)
             assert open_work(late) == open_work(ours)
             journal = Journal()
-            journal.grow(applied.facts)
+            fold_into(journal, applied.facts)
             assert journal.open_runs() == fold(ours).open_runs(), "what was applied tells it all"
             assert store.verify_all(late, verify).faults == ()
             assert scrub.scrub(late, 0, verify).damaged == ()
@@ -185,7 +179,7 @@ def test_what_must_be_kept_and_rotted_puts_the_checkpoint_off(ours: sqlite3.Conn
     spoil(ours, 5, "payload")
     scrub.scrub(ours, 0, verify)
     with pytest.raises(UserError, match="damaged"):
-        prune.add_checkpoint(ours, LOG, [5], KEY, "pi", 9000)
+        prune.add_checkpoint(ours, LOG, Plan(1000, (5,), (), 1), KEY, "pi", 9000)
 
 
 def test_what_is_open_and_too_large_puts_the_checkpoint_off() -> None:
@@ -193,7 +187,7 @@ def test_what_is_open_and_too_large_puts_the_checkpoint_off() -> None:
         add(conn, "x" * 700_000)
         add(conn, "y" * 700_000)
         with pytest.raises(UserError, match="do not fit"):
-            prune.add_checkpoint(conn, LOG, [2, 3], KEY, "pi", 9000)
+            prune.add_checkpoint(conn, LOG, Plan(3, (2, 3), (), 1), KEY, "pi", 9000)
 
 
 def test_nobody_appends_a_checkpoint_as_a_record() -> None:
@@ -207,3 +201,51 @@ def test_junk_that_a_checkpoint_keeps_is_skipped() -> None:
     for keep in (None, 7, [[1, 2]], [[b"x", b"y"]], [["a"]], [[stranger.header, stranger.payload]]):
         assert list(kept_facts(Fact(LOG, 9, 0, CHECKPOINT, {"keep": keep}))) == []
     assert isinstance(stranger, Entry)
+
+
+def test_what_is_appended_after_the_plan_is_kept_as_it_is(ours: sqlite3.Connection) -> None:
+    made = prune.make_plan(ours, LOG, store.heads(ours)[0].seq, 0, MEANS)
+    work(ours, 1000, 0)
+    after = open_work(ours)
+    _, (fact,) = prune.add_checkpoint(ours, LOG, made, KEY, "pi", 9000)
+    prune_all(ours, fact.seq, "rows")
+    assert len(after) == 3 + RUNS
+    assert open_work(ours) == after
+
+
+def test_a_checkpoint_that_gains_little_is_not_made(ours: sqlite3.Connection) -> None:
+    with pytest.raises(UserError, match="worth"):
+        prune.make_plan(ours, LOG, store.heads(ours)[0].seq, 10_000, MEANS)
+
+
+def test_junk_among_what_was_seen_is_skipped() -> None:
+    for seen in (None, 7, [7], [[1]], [["a", b"x"]], [[1, "x"]], [[1, b"short"]]):
+        assert list(seen_digests(Fact(LOG, 9, 0, CHECKPOINT, {"seen": seen}))) == []
+    assert list(seen_digests(Fact(LOG, 9, 0, CHECKPOINT, {"seen": [[*Seen(1, b"a" * 16 + b"b" * 16)]]}))) == [
+        b"a" * 16, b"b" * 16,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["bodies", "rows"])
+def test_the_journal_of_a_pruned_ledger_is_that_of_a_node_that_never_restarted(
+    ours: sqlite3.Connection, level: str
+) -> None:
+    """Two coordinators: webhooks in one log, the end of some of their runs in the other."""
+    other = Key(2)
+    store.open_log(ours, other, "other", 1, 1000)
+    running = fold(ours)
+    for run in running.open_runs()[:2]:
+        store.append(ours, other.log(), [Record("run.done", {"run": run, "outcome": "done"}, 2)], other, 5000)
+    running = fold(ours)
+    seq = checkpoint(ours)
+    fold_into(running, [fact for fact in store.facts(ours) if fact.seq == seq and fact.log == LOG])
+    prune_all(ours, seq, level)
+    restarted = fold(ours)
+    assert restarted.open_runs() == running.open_runs()
+    assert len(running.open_runs()) == 1
+    assert restarted.views(1000) == running.views(1000)
+    assert restarted.hooks == running.hooks
+    keys = [f"hook-{number}" for number in range(RUNS)]
+    assert [restarted.known(key) for key in keys] == [running.known(key) for key in keys]
+    assert None not in [running.known(key) for key in keys], "a redelivery is known again"
+    assert running.known("hook-new") is None

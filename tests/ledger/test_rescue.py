@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from piclusterd import config
-from piclusterd.errors import Broken, Refused
+from piclusterd.errors import Broken, Refused, UserError
 from piclusterd.events import Record
 from piclusterd.ledger import database, rescue, store
+from piclusterd.ledger.frontier import Meaning
 from piclusterd.ledger.writer import LedgerWriter
 from piclusterd.upkeep import ledger_flags
 from piclusterd.wire import Span
@@ -327,7 +328,11 @@ async def test_two_starts_at_once_let_one_in(path: Path) -> None:
 
 async def test_a_checkpoint_and_its_pruning_go_through_the_writer(path: Path, peer: LedgerWriter) -> None:
     async with opened(path) as ledger:
-        _, (fact,) = await ledger.add_checkpoint([2])
+        keep_2 = Meaning(lambda f: None if f.seq == 2 else "", lambda f: False, lambda f: False, lambda f: None)
+        (head,) = await ledger.heads()
+        with pytest.raises(UserError, match="another log"):
+            await ledger.add_checkpoint(LogId(head.origin, 7), head.seq, 0, keep_2)
+        _, (fact,) = await ledger.add_checkpoint(ledger.log, head.seq, 2, keep_2)
         while await ledger.forget(ledger.log, fact.seq, "rows"):
             pass
         assert await notes(ledger) == TEXTS[:1]

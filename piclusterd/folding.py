@@ -1,0 +1,32 @@
+"""The ledger's facts on their way into the fold of workflows: rooms meet only in the hall, and a checkpoint is of both.
+
+facts ─┬ hook, run.* ────▶ journal.grow
+       └ log.checkpoint ─▶ what it keeps and has seen (`ledger.checkpoint`) ─▶ journal.close
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .events import Fact
+from .ledger.checkpoint import kept_facts, seen_digests
+from .ledger.entry import CHECKPOINT
+from .ledger.frontier import Meaning
+from .workflows.journal import Journal, digest_of, subject
+
+MEANING = Meaning(
+    subject,
+    opens=lambda fact: fact.kind == "hook",
+    ends=lambda fact: fact.kind == "run.done",
+    key=lambda fact: digest_of(str(fact.body["key"])) if fact.kind == "hook" else None,
+)
+"""What a checkpoint must know of the fold of workflows."""
+
+
+def fold(journal: Journal, facts: Iterable[Fact]) -> None:
+    """Add `facts`, in any order, to `journal`."""
+    for fact in facts:
+        if fact.kind == CHECKPOINT:
+            journal.close(fact, frozenset(kept.seq for kept in kept_facts(fact)), seen_digests(fact))
+        else:
+            journal.grow((fact,))
