@@ -180,7 +180,7 @@ class Hands:
             event = Appended(effect.token, entries, facts)
         except UserError as fault:
             log.info("nothing appended: %s", fault)
-            event = AppendFailed(effect.token, str(fault))
+            event = AppendFailed(effect.token, str(fault), disk=False)
         except PiclusterError as fault:
             log.error("nothing appended: %s", fault)
             event = AppendFailed(effect.token, str(fault), disk=isinstance(fault, Broken))

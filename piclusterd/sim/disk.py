@@ -177,7 +177,7 @@ class Disk:
             made_at = self._wall_ms(now)
             entries, facts = prune.add_checkpoint(self.conn, write.log, made, self.key, self.name, made_at)
         except UserError as fault:
-            return AppendFailed(write.token, str(fault))
+            return AppendFailed(write.token, str(fault), disk=False)
         self.landed += facts
         return Appended(write.token, entries, facts)
 
