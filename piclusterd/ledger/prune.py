@@ -27,7 +27,7 @@ from .database import transaction
 from .entry import CHECKPOINT, Header, Signer, decode_fact, decode_header
 from .frontier import Meaning, Plan
 from .rows import Log
-from .store import append_drafts, facts
+from .store import append_drafts, current_log, facts
 
 ROWS_MAX = 1024
 """Rows of one call: appends wait for it, an estimated 100 ms on an SD card."""
@@ -53,8 +53,11 @@ def add_checkpoint(
 ) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
     """End what `made` lets go of `log`, this node's own. Answered like an append.
 
-    Raises UserError where what is kept does not fit one entry, or is not all here to be kept; nothing changed.
+    Raises UserError where what is kept does not fit one entry, or is not all here to be kept, or this node goes on in
+    another log; nothing changed.
     """
+    if current_log(conn, log.origin) != log:
+        raise UserError("no checkpoint is made", "this node goes on in another log")
     row = rows.logs(conn)[log]
     since = range(made.upto + 1, rows.tip(conn, row).seq + 1)
     wanted = sorted({*made.keep, *since[: KEEP_MAX + 1]})

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import config
-from ..errors import Broken, Overloaded, Unavailable, UserError
+from ..errors import Broken, Overloaded, Unavailable
 from ..events import Fact, Record
 from ..ids import LogId, node_id
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Entry, Head, Span
@@ -367,8 +367,6 @@ class LedgerWriter:
         return scrub.scrub(conn, self._cursor, self._verify), scrub.damaged(conn)
 
     def _add_checkpoint(self, log: LogId, made: Plan, conn: sqlite3.Connection) -> Appended:
-        if log != self.log:
-            raise UserError("no checkpoint is made", "this node goes on in another log")
         return prune.add_checkpoint(conn, log, made, self._signer, self._name, self._wall_ms())
 
     def _open_log(self, conn: sqlite3.Connection) -> None:

@@ -171,8 +171,6 @@ class Disk:
 
     def _add_checkpoint(self, write: AddCheckpoint, now: float) -> Outcome:
         try:
-            if write.log != self.log:
-                raise UserError("this node goes on in another log")
             made = prune.make_plan(self.conn, write.log, write.upto, write.least, MEANING)
             made_at = self._wall_ms(now)
             entries, facts = prune.add_checkpoint(self.conn, write.log, made, self.key, self.name, made_at)

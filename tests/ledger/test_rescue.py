@@ -14,6 +14,7 @@ import pytest
 from piclusterd import config
 from piclusterd.errors import Broken, Refused, UserError
 from piclusterd.events import Record
+from piclusterd.ids import LogId
 from piclusterd.ledger import database, rescue, store
 from piclusterd.ledger.frontier import Meaning
 from piclusterd.ledger.writer import LedgerWriter
