@@ -19,6 +19,7 @@ import msgspec
 from ..cluster.fitness import BOARD_FLAGS
 from ..events import Damaged, FactsChanged, MoveLeadership
 from ..ledger import store
+from ..ledger.pruning import Retention
 from ..wire import Head
 from .disk import STALL_MAX_S, Disk
 from .network import CLOG_MAX_S
@@ -42,6 +43,19 @@ Fault = Callable[[Actor], None]
 
 def draw_theme(rng: Random) -> str:
     return rng.choice(DRAWN)
+
+
+def draw_retention(rng: Random) -> Retention:
+    """Months in seconds: checkpoints, forgetting and lapses within the minutes of a storm."""
+    bodies_s = rng.uniform(2.0, 15.0)
+    return Retention(
+        entries=rng.choice((16, 40, 100)),
+        bodies_s=bodies_s,
+        rows_s=bodies_s * rng.uniform(1.0, 2.0),
+        lapse_s=rng.uniform(15.0, 60.0),
+        check_s=rng.uniform(0.5, 3.0),
+        gap_s=5.0,
+    )
 
 
 class Storm:

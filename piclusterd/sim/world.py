@@ -92,19 +92,6 @@ class Actor:
     """Speaks a newer release: its messages carry a field nobody here knows."""
 
 
-def draw_retention(rng: Random) -> Retention:
-    """Months in seconds: checkpoints, forgetting and lapses within the minutes of a storm."""
-    bodies_s = rng.uniform(2.0, 15.0)
-    return Retention(
-        entries=rng.choice((16, 40, 100)),
-        bodies_s=bodies_s,
-        rows_s=bodies_s * rng.uniform(1.0, 2.0),
-        lapse_s=rng.uniform(15.0, 60.0),
-        check_s=rng.uniform(0.5, 3.0),
-        gap_s=5.0,
-    )
-
-
 class World:
     def __init__(self, plan: Plan, row: Callable[[str], None] | None = None) -> None:
         """`row` is given one line an event; None keeps silent."""
@@ -146,7 +133,11 @@ class World:
     # running -------------------------------------------------------------------------------------------------
     def run(self) -> str:
         """Play the plan; the digest of its trace. Raises `Violation`."""
-        from .storm import Storm, draw_theme  # the storm acts on a world; a world knows it only while it plays
+        from .storm import (  # the storm acts on a world; a world knows it only while it plays
+            Storm,
+            draw_retention,
+            draw_theme,
+        )
 
         self.theme = self.plan.theme or draw_theme(self._rng)
         self.retention = draw_retention(Random(self.plan.seed))
