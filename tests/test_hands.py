@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from piclusterd import config
 from piclusterd.events import (
+    AddCheckpoint,
     Append,
     Appended,
     AppendFailed,
@@ -18,6 +19,8 @@ from piclusterd.events import (
     Diverged,
     Effect,
     Event,
+    Forget,
+    Forgot,
     NewEpoch,
     ProbeDisk,
     Record,
@@ -129,3 +132,21 @@ async def test_what_the_disk_refuses_is_told_as_its_fault_and_a_probe_says_when_
         assert isinstance(failed, AppendFailed)
         assert not failed.disk, "a record that no node would take"
     other.close()
+
+
+async def test_a_checkpoint_is_answered_as_an_append_and_forgetting_tells_what_is_left(tmp_path: Path) -> None:
+    async with bench(tmp_path / "ledger.db") as desk:
+        log = desk.ledger.log
+        await desk.ledger.append([Record("run.result", {"run": "r", "step": "s", "value": {}})] * 5)
+        (refused,) = await desk.on(AddCheckpoint(1, log, 6, 100))
+        assert isinstance(refused, AppendFailed)
+        assert not refused.disk, "not worth it"
+        (added,) = await desk.on(AddCheckpoint(2, log, 6, 5))
+        assert isinstance(added, Appended)
+        assert (added.token, added.facts[0].kind, added.facts[0].seq) == (2, "log.checkpoint", 7)
+        assert await desk.on(Forget(3, log, 7, "bodies")) == [Forgot(3, False)]
+        assert await desk.on(Forget(4, log, 7, "rows")) == [Forgot(4, False)]
+        assert [fact.seq for fact in await desk.ledger.replay()] == [7]
+        (refused,) = await desk.on(Forget(5, log, 3, "rows"))
+        assert isinstance(refused, Forgot)
+        assert "no checkpoint" in refused.why

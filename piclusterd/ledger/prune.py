@@ -106,7 +106,7 @@ def prune(conn: sqlite3.Connection, log: LogId, checkpoint: int, level: Level) -
         changed = _drop_bodies(conn, row, end)
         if level == "rows" and not changed:
             changed = _drop_rows(conn, row, end)
-    conn.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+    conn.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # a page a step, and `execute` makes only one
     return changed == ROWS_MAX or (level == "rows" and _remains(conn, row, end))
 
 

@@ -88,6 +88,11 @@ class Journal:
         rows = [(run.hlc, run.run) for run in self.runs.values() if run.open]
         return [run for _, run in sorted(rows)]
 
+    def standing(self, run: RunId) -> Run | None:
+        """The run, where its webhook is told and no checkpoint has ended it."""
+        entry = self.runs.get(run)
+        return None if entry is None or entry.hook_rank is None else entry
+
     def known(self, key: str) -> HookEntry | None:
         """Where an event stands that came before; None for a new one."""
         entry = self.hooks.get(key)

@@ -134,7 +134,7 @@ class Runs:
 
     def _advance(self, flight: Flight) -> list[Output]:
         """The workflow's next step, its intent first."""
-        run = self._journal.runs.get(flight.run)
+        run = self._journal.standing(flight.run)
         if run is None:  # a checkpoint ended it: it was done elsewhere
             return self._land(flight)
         workflow = self._workflows.get(run.workflow)
@@ -179,7 +179,7 @@ class Runs:
 
     def _outcome(self, flight: Flight, outcome: StepFinished, now: float) -> list[Output]:
         assert flight.step is not None
-        if flight.run not in self._journal.runs:
+        if self._journal.standing(flight.run) is None:
             return self._land(flight)
         moved = RunMoved(flight.run, self._journal.runs[flight.run].workflow, flight.step.name, outcome.error or "ok")
         if outcome.value is not None:

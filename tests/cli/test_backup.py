@@ -15,6 +15,7 @@ import pytest
 from piclusterd.cluster import hardstate, identity
 from piclusterd.errors import Refused, UserError
 from piclusterd.events import HardState, Record
+from piclusterd.folding import MEANING
 from piclusterd.ids import NodeId
 from piclusterd.ledger import archive
 from piclusterd.ledger.writer import LedgerWriter
@@ -98,6 +99,21 @@ async def test_a_restored_node_is_the_same_one_in_a_new_log_and_does_not_vote(sa
     finally:
         await ledger.close()
     assert {path.stat().st_mode & 0o077 for path in new.rglob("*")} == {0}
+
+
+async def test_a_pruned_ledger_is_saved_and_restored(running: LedgerWriter, state: Path, tmp_path: Path) -> None:
+    await running.append([Record("run.result", {"run": "r", "step": "s", "value": {}})] * 5)
+    _, (checkpoint,) = await running.add_checkpoint(running.log, 7, 5, MEANING)
+    while await running.forget(running.log, checkpoint.seq, "rows"):
+        pass
+    result = await picluster("backup", "create", str(tmp_path / "node.tgz"), "--state-dir", str(state))
+    assert result.code == 0
+    assert (await restore(tmp_path / "node.tgz", tmp_path / "new")).code == 0
+    ledger = await start(tmp_path / "new")
+    assert await notes(ledger) == ["kept"], "by the checkpoint"
+    assert (await ledger.verify()).faults == ()
+    assert ledger.log != running.log
+    await ledger.close()
 
 
 async def test_a_node_that_is_there_is_not_replaced_without_force(saved: Path, state: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from piclusterd.cluster import identity
 from piclusterd.events import Record
+from piclusterd.folding import MEANING
 from piclusterd.ledger.writer import LedgerWriter
 
 from .command import picluster
@@ -73,3 +74,20 @@ async def test_a_node_without_a_ledger_is_told_so(tmp_path: Path) -> None:
     assert result.code == 1
     assert "no ledger" in result.err
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
+
+
+async def test_a_pruned_ledger_is_shown_verified_and_exported_from_its_checkpoint_on(
+    running: LedgerWriter, state: Path
+) -> None:
+    await running.append([Record("run.result", {"run": "r", "step": "s", "value": {}})] * 5)
+    _, (checkpoint,) = await running.add_checkpoint(running.log, 8, 5, MEANING)
+    while await running.forget(running.log, checkpoint.seq, "rows"):
+        pass
+    await running.append([Record("note", {"text": "goes on"})])
+    head = await picluster("ledger", "head", "--state-dir", str(state))
+    assert head.out.splitlines()[1].split() == [*map(str, running.log), "10", "sound"]
+    verified = await picluster("ledger", "verify", "--state-dir", str(state))
+    assert (verified.code, verified.out) == (0, "2 entries verified, 0 faults.\n")
+    exported = await picluster("ledger", "export", "--jsonl", "--state-dir", str(state))
+    rows = [json.loads(line) for line in exported.out.splitlines()]
+    assert [row["seq"] for row in rows] == [9, 2, 3, 10], "what the checkpoint keeps (its kind is new) comes after it"

@@ -14,6 +14,7 @@ from piclusterd.events import (
     DeadlineReached,
     Deposed,
     Durable,
+    Fact,
     HookArrived,
     HookTaken,
     LinkDown,
@@ -26,9 +27,9 @@ from piclusterd.ids import LogId, NodeId, Term
 from piclusterd.wire import ForwardHook, HookStored
 from piclusterd.workflows import intake as module
 from piclusterd.workflows.intake import FORWARD_TIMEOUT_S, Intake
-from piclusterd.workflows.journal import Journal
+from piclusterd.workflows.journal import Journal, digest_of
 
-from .desk import ME, PEER, Ledger, ThreeSteps, hook, run_of
+from .desk import LOG, ME, PEER, Ledger, ThreeSteps, hook, run_of
 
 
 class Desk:
@@ -225,3 +226,22 @@ def test_somebody_elses_durability_is_none_of_ours() -> None:
     desk.arrives(1)
     assert desk.machine.note(Durable(999, (), 2)) == []
     assert desk.machine.handle(AppendFailed(999, "why"), 0.0) == []
+
+
+def test_an_event_that_a_checkpoint_ended_is_not_appended_again() -> None:
+    """The hub may offer one again for weeks; its rows are gone, its digest is not."""
+    desk = Desk()
+    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), [digest_of("k")])
+    desk.w_copies = False
+    assert desk.arrives(1) == [], "until W nodes hold the checkpoint"
+    desk.w_copies = True
+    assert desk.machine.handle(Stored(1, (), ()), 0.0) == [Answer(1, HookTaken(None, duplicate=True))]
+
+
+def test_an_event_that_was_ended_and_forgotten_while_its_sender_waited_was_taken() -> None:
+    desk = Desk()
+    desk.stands()
+    desk.w_copies = False
+    assert desk.arrives(1) == []
+    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), ())
+    assert desk.machine.handle(Stored(1, (), ()), 0.0) == [Answer(1, HookTaken(None, duplicate=True))]

@@ -27,7 +27,7 @@ from piclusterd.ids import Term
 from piclusterd.workflows.journal import Journal
 from piclusterd.workflows.run import ACT_TIMEOUT_S, ACTIVE_MAX, BACKOFF_FIRST_S, BACKOFF_MAX_S, Runs
 
-from .desk import Ledger, ThreeSteps, run_of
+from .desk import LOG, Ledger, ThreeSteps, run_of
 
 Act = Ask | CallOut
 
@@ -388,3 +388,21 @@ def test_a_run_survives_one_coordinator_after_another(kills: tuple[int, ...]) ->
         f"{run_of('k')}/update",
         f"{run_of('k')}/comment",
     }
+
+
+def test_a_run_that_a_checkpoint_ended_meanwhile_is_let_go(office: Office) -> None:
+    """It was finished by another coordinator, whose ledger arrives while this one is at work on it."""
+    act = office.to_first_act()
+    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), ())
+    office.finish(act)
+    assert not office.todo
+    assert office.machine.in_flight == 0
+
+
+def test_a_result_that_lands_after_its_run_was_ended_leads_nowhere(office: Office) -> None:
+    office.finish(office.to_first_act())
+    result = office.next_append("run.result", "classify")
+    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), ())
+    office.land(result)
+    assert not office.todo
+    assert office.machine.in_flight == 0
