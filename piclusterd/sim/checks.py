@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from ..events import Fact, Forget, HardState, MemberDown
 from ..ids import LogId, NodeId, RunId, Term
-from ..ledger import store
+from ..ledger import rows, store
 from ..ledger.checkpoint import kept_facts
 from ..ledger.entry import CHECKPOINT
 from ..ledger.replicate import UNACKED_MAX, copies_needed
@@ -156,7 +156,9 @@ class Checks:
 
     def forgets(self, actor: Actor, forget: Forget) -> None:
         """`actor` is about to forget what a checkpoint replaced: who else would miss it?"""
-        world = self._world
+        world, conn = self._world, actor.disk.conn
+        if rows.begins(conn, rows.logs(conn)[forget.log]) >= forget.checkpoint:
+            return  # it has begun: another slice takes nothing from anybody
         for other in world.actors:
             head = self._most.get((other.disk.node, forget.log), 0)
             if other is actor or head >= forget.checkpoint or actor.node is None:
