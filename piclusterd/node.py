@@ -104,7 +104,7 @@ INCARNATION_SHIFT = 20
 """Boot counter << 20 leaves room for a million refutations before two lives of a node could meet."""
 TICKET_SHIFT = 32
 """Boot counter << 32: no life forwards so many webhooks, and the boot counter has room for another 31 bits."""
-MEMBERSHIP, ELECTION = 0, 1
+MEMBERSHIP, ELECTION, HANDOVER = 0, 1, 6
 """Places in the list of deadlines."""
 TIMERS_OF_NOTES = (3, 4, 5, 6)
 """Places of intake, runs, reconfigure and handover: of those that hear notes, the ones with deadlines."""
@@ -185,7 +185,7 @@ class Node:
         queue, effects = deque(outputs), []
         for _ in range(NOTES_MAX):
             if not queue:
-                self.handover.fitness.wrote(effects, now)
+                self._due[HANDOVER] = self.handover.wrote(effects, now)
                 return effects
             output = queue.popleft()
             if isinstance(output, Send) or not isinstance(output, Note):

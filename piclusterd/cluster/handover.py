@@ -27,6 +27,7 @@ import msgspec
 from ..errors import PiclusterError, Unavailable, UserError
 from ..events import (
     Answer,
+    Effect,
     Elected,
     Event,
     HandedOver,
@@ -44,6 +45,10 @@ from .timings import Timings
 
 REST_S = 1800.0
 """A board that was relieved is not relieved again, nor burdened by another's heat, for half an hour."""
+RETRY_S = 0.5
+"""Between two looks for an heir: a voter that is busy lacks the newest entry half of the time."""
+WISH_S = 5.0
+"""The owner waits this long for a voter that has not caught up."""
 MOVE_FACTOR = 2.0
 """Of the longest election timeout: by then the heir has won, or somebody has."""
 BY_HAND = "by hand"
@@ -75,6 +80,16 @@ class _Move:
     """Of the owner who waits; None where this node saw reason itself."""
 
 
+class _Behind(Unavailable):
+    """Not yet, but perhaps in a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    move: MoveLeadership
+    until: float
+
+
 class Handover:
     def __init__(self, me: NodeId, timings: Timings, fitness: Fitness, looks: HeirLooks) -> None:
         self.me = me
@@ -83,6 +98,7 @@ class Handover:
         """Times that this node handed over since it started."""
         self._patience = MOVE_FACTOR * timings.election_max_s
         self._looks = looks
+        self._wish: _Wish | None = None
         self._move: _Move | None = None
         self._tried: dict[NodeId, int] = {}
         """Heirs that did not take it, and how often."""
@@ -106,11 +122,18 @@ class Handover:
     def _told(self, now: float) -> str:
         return self._gave_up if now < self._gave_up_at + REST_S else ""
 
+    def wrote(self, effects: list[Effect], now: float) -> float:
+        """These go out now, some of them to the disk; the deadline from here on."""
+        self.fitness.wrote(effects, now)
+        return self.deadline()
+
     # events --------------------------------------------------------------------------------------------------
     def handle(self, event: Event, now: float) -> list[Output]:
         out = self.fitness.handle(event, now)
         if isinstance(event, MoveLeadership):
             out += self._by_hand(event, now)
+        elif self._wish is not None and self._move is None:
+            out += self._grant(self._wish, now)
         if self._move is not None and now >= self._move.until:
             out += self._not_taken(self._move)
         if self._move is None and self._looks.leads():
@@ -136,7 +159,7 @@ class Handover:
         disk, board = self.fitness.trouble, self.fitness.board_trouble(now)
         if now < self._next_try or not (disk or (board and now >= self._gave_up_at + REST_S)):
             return []
-        self._next_try = now + self._patience
+        self._next_try = now + RETRY_S
         heirs = [v for v in self._others() if not self._unfit(v, now) and (disk or self._is_cool(v))]
         return [self._send(self._best(heirs), disk or board, None, now)] if heirs else []
 
@@ -144,6 +167,8 @@ class Handover:
         """When to look again without being told of anything."""
         if self._move is not None:
             return self._move.until
+        if self._wish is not None:
+            return now + RETRY_S
         if not self._looks.leads():
             return float("inf")
         board = max(self.fitness.flagged_since + BOARD_S, self._gave_up_at + REST_S)
@@ -156,12 +181,12 @@ class Handover:
     def _unfit(self, node: NodeId, now: float) -> PiclusterError | None:
         """Why `node`, another voter, cannot take over now."""
         facts, called = self._looks.facts(node), self._called(node)
+        if facts is not None and facts.trouble:
+            return Unavailable(f"{called} has disk trouble", f"({facts.trouble})", "Choose another voter.")
         if not self._looks.reaches(node, now):
             return Unavailable(f"{called} cannot be reached", "", "Bring it back, or choose another voter.")
         if not self._looks.carries(node):
-            return Unavailable(f"{called} has not caught up with the ledger", "", "Ask again in a moment.")
-        if facts is not None and facts.trouble:
-            return Unavailable(f"{called} has disk trouble", f"({facts.trouble})", "Choose another voter.")
+            return _Behind(f"{called} has not caught up with the ledger", "", "Ask again in a moment.")
         return None
 
     def _called(self, node: NodeId) -> str:
@@ -176,19 +201,27 @@ class Handover:
         return min(heirs, key=lambda heir: (self._tried.get(heir, 0), not self._is_cool(heir), heir))
 
     # moving --------------------------------------------------------------------------------------------------
-    def _by_hand(self, wish: MoveLeadership, now: float) -> list[Output]:
-        if wish.to == self.me and self._looks.leads():
-            return [Answer(wish.ticket, LeaderChanged(self._looks.term(), self.me))]
-        heir = self._chosen(wish.to, now)
-        if isinstance(heir, PiclusterError):
-            return [Answer(wish.ticket, heir)]
-        return [self._send(heir, BY_HAND, wish.ticket, now)]
+    def _by_hand(self, move: MoveLeadership, now: float) -> list[Output]:
+        if self._move is None and self._wish is None:
+            return self._grant(_Wish(move, now + WISH_S), now)
+        why = "it is being moved already."
+        return [Answer(move.ticket, Unavailable("leadership was not moved", why, "Ask again in a moment."))]
+
+    def _grant(self, wish: _Wish, now: float) -> list[Output]:
+        """Now, or with the reason not; a voter that is merely behind is waited for."""
+        self._wish = None
+        ticket, to = wish.move.ticket, wish.move.to
+        if to == self.me and self._looks.leads():
+            return [Answer(ticket, LeaderChanged(self._looks.term(), self.me))]
+        heir = self._chosen(to, now)
+        if isinstance(heir, _Behind) and now < wish.until:
+            self._wish = wish
+            return []
+        return [Answer(ticket, heir) if isinstance(heir, PiclusterError) else self._send(heir, BY_HAND, ticket, now)]
 
     def _chosen(self, to: NodeId | None, now: float) -> NodeId | PiclusterError:
         if not self._looks.leads():
             return Unavailable("leadership was not moved", "this node does not coordinate.", "Ask again in a moment.")
-        if self._move is not None:
-            return Unavailable("leadership was not moved", "it is being moved already.", "Ask again in a moment.")
         others = self._others()
         if not others:
             return UserError("there is no other voter to lead", "", "Make one: picluster voter add NODE.")

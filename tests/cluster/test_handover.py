@@ -7,11 +7,12 @@ import itertools
 import pytest
 
 from piclusterd.cluster.fitness import BOARD_S, PROBE_S, Fitness
-from piclusterd.cluster.handover import BY_HAND, MOVE_FACTOR, REST_S, Handover, HeirLooks
+from piclusterd.cluster.handover import BY_HAND, MOVE_FACTOR, REST_S, RETRY_S, WISH_S, Handover, HeirLooks
 from piclusterd.cluster.timings import PRESETS
 from piclusterd.errors import PiclusterError, Unavailable, UserError
 from piclusterd.events import (
     Answer,
+    Append,
     AppendFailed,
     DeadlineReached,
     Deposed,
@@ -157,16 +158,39 @@ def test_a_move_that_cannot_be_is_refused_with_its_reason(
             house.facts.clear()
     for name, value in change.items():
         setattr(house, name, value)
-    fault = refused(house.handle(MoveLeadership(1, wanted)))
-    assert type(fault) is kind
+    fault = refused(house.handle(MoveLeadership(1, wanted)) + house.wait(WISH_S + RETRY_S))
+    assert isinstance(fault, kind)
     with pytest.raises(PiclusterError, match=text):
         raise PiclusterError(str(fault))
 
 
+def test_a_voter_that_is_a_little_behind_is_waited_for() -> None:
+    house = House()
+    house.current = []
+    assert house.handle(MoveLeadership(1, C)) == []
+    assert house.wait(WISH_S / 2) == []
+    house.current = [C]
+    assert house.wait(RETRY_S) == [to(C)]
+
+
 def test_one_move_at_a_time() -> None:
     house = House()
-    house.handle(MoveLeadership(1, C))
-    assert "already" in str(refused(house.handle(MoveLeadership(2, B))))
+    house.current = [C]
+    house.handle(MoveLeadership(1, B))
+    assert "already" in str(refused(house.handle(MoveLeadership(2, C))))
+    house.current = [B, C]
+    assert house.wait(RETRY_S) == [to(B)]
+    assert "already" in str(refused(house.handle(MoveLeadership(2, C))))
+
+
+def test_a_disk_that_fails_meanwhile_comes_before_the_owners_wish() -> None:
+    house = House()
+    house.current = [C]
+    house.handle(MoveLeadership(1, B))
+    assert house.handle(FULL) == [to(C)]
+    assert house.handle(FULL, 0.1) == []
+    house.led_by(C)
+    assert "does not coordinate" in str(refused(house.wait(RETRY_S)))
 
 
 def test_an_heir_that_does_not_take_over_is_told_in_time_and_nothing_has_changed() -> None:
@@ -204,7 +228,7 @@ def test_without_an_heir_the_leader_stays_and_looks_again() -> None:
     assert house.handle(FULL) == []
     assert house.handle(FULL, 1.0) == []
     house.reached = [C]
-    assert house.wait(PATIENCE_S) == [to(C)]
+    assert house.wait(RETRY_S) == [to(C)]
 
 
 def test_an_heir_that_does_not_win_is_followed_by_the_next() -> None:
@@ -219,6 +243,12 @@ def test_a_failing_disk_goes_to_a_hot_board_rather_than_to_nobody_but_never_to_a
     house.facts[B] = Facts(name="pi-b", trouble="read-only")
     house.facts[C] = Facts(name="pi-c", flags=("hot",), handed_over="the board is hot")
     assert house.handle(FULL) == [to(C)]
+
+
+def test_a_write_that_hangs_is_looked_after_from_the_moment_it_goes_out() -> None:
+    house = House()
+    assert house.machine.wrote([Append(1, ())], house.now) == house.now + house.fitness.stall_s
+    assert house.wait(house.fitness.stall_s) == [to(B)]
 
 
 def test_a_follower_with_a_full_disk_has_nothing_to_hand_over() -> None:
