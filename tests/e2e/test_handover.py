@@ -1,8 +1,9 @@
-"""Leadership moved by hand through any node, and off a leader whose disk is full; both by real daemons."""
+"""Leadership moved by hand through any node, and off a leader whose disk is full; a vote record that vanished."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +13,7 @@ import pytest
 
 from piclusterd.demo.cluster import Cluster, DemoFailed, Member
 from tests.cli.command import Result
-from tests.e2e.rig import run, running
+from tests.e2e.rig import alarm, run, running
 
 pytestmark = pytest.mark.e2e
 
@@ -22,6 +23,10 @@ SMALL_MB = 24
 
 async def move(member: Member, *node: str) -> Result:
     return await run("piclusterd.cli.main", "--socket", str(member.state / "api.sock"), "coordinator", "move", *node)
+
+
+async def vote(member: Member, what: str, node: Member) -> Result:
+    return await run("piclusterd.cli.main", "--socket", str(member.state / "api.sock"), "voter", what, node.name)
 
 
 async def until_led_by(cluster: Cluster, member: Member) -> None:
@@ -123,3 +128,27 @@ async def test_a_leader_whose_disk_is_full_hands_over_says_why_and_leads_again_w
         moved = await move(heir, leader.name)
         assert moved.code == 0, moved.err
         await until_led_by(cluster, leader)
+
+
+async def test_a_node_whose_votes_vanished_says_so_and_votes_again_as_it_was_told(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, size=3, with_model=(0,))
+    try:
+        await cluster.found()
+        leader = await cluster.until_served()
+        forgetful = next(m for m in cluster.members if m is not leader)
+        await cluster.stop(forgetful)
+        shutil.rmtree(forgetful.state / "votes")
+        await cluster.start(forgetful)
+        fix = await alarm(cluster, forgetful, "the vote record is lost")
+        assert f"picluster voter remove {forgetful.name}" in fix
+        assert (await vote(leader, "remove", forgetful)).code == 0
+        await cluster.stop(forgetful)
+        (forgetful.state / "votes.lost").unlink()
+        await cluster.start(forgetful)
+        given = await vote(leader, "add", forgetful)
+        assert given.code == 0, given.err
+        assert forgetful.name in given.out
+        moved = await move(leader, forgetful.name)
+        assert moved.code == 0, moved.err
+    finally:
+        await cluster.close()
