@@ -32,7 +32,8 @@ CERTIFICATE_LOW_S = 7 * 86400.0
 OFFSET_S = 2.5
 """Of a peer's clock. `/health` tells whole seconds, and the network takes its part."""
 FDS_SHARE = 0.8
-UNDERVOLT_PAST, THROTTLED_PAST = 1 << 16, 1 << 18
+UNDERVOLT, THROTTLED, SINCE_BOOT = 1 << 0, 1 << 2, 16
+"""Bits of `vcgencmd get_throttled`: each again, SINCE_BOOT places higher, for what has been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,7 @@ def examine(survey: Survey) -> list[Finding]:
 
 # power and heat --------------------------------------------------------------------------------------------------
 def undervolt(survey: Survey) -> Iterator[Finding]:
-    past = survey.board.past_flags or 0
-    if survey.board.readings.undervolt or past & UNDERVOLT_PAST:
-        when = "now" if survey.board.readings.undervolt else "since boot"
+    if when := _when(survey, UNDERVOLT, survey.board.readings.undervolt):
         yield Finding(
             "power.undervolt", "warning", f"the supply's voltage is too low ({when})",
             "it sags under load, and the firmware slows the processor or the card loses writes",
@@ -123,13 +122,19 @@ def undervolt(survey: Survey) -> Iterator[Finding]:
 
 
 def throttled(survey: Survey) -> Iterator[Finding]:
-    past = survey.board.past_flags or 0
-    if survey.board.readings.throttled or past & THROTTLED_PAST:
-        when = "now" if survey.board.readings.throttled else "since boot"
+    if when := _when(survey, THROTTLED, survey.board.readings.throttled):
         yield Finding(
             "power.throttled", "warning", f"the processor is throttled ({when})",
             "its firmware holds the clock down for heat or voltage", "Check its cooling and its supply.",
         )  # fmt: skip
+
+
+def _when(survey: Survey, bit: int, sensed: bool) -> str:
+    """`now`, `since boot`, or "" for never, by the sensor in /sys and by the firmware's flags."""
+    flags = survey.board.firmware_flags or 0
+    if sensed or flags & bit:
+        return "now"
+    return "since boot" if flags & bit << SINCE_BOOT else ""
 
 
 def thermal(survey: Survey) -> Iterator[Finding]:

@@ -38,8 +38,8 @@ SYSTEM_INFO = "import llama_cpp; print(llama_cpp.llama_print_system_info().decod
 class Board:
     readings: sensors.Readings
     arm: bool
-    past_flags: int | None
-    """`vcgencmd get_throttled`: bits 16-19 are what happened since boot; None: not to be had."""
+    firmware_flags: int | None
+    """`vcgencmd get_throttled`: bits 0-3 are now, 16-19 since boot; None: not to be had."""
     memory_cgroup: bool | None
     """Limits of memory are enforced."""
     card_swaps: tuple[str, ...]
@@ -59,13 +59,15 @@ class Board:
     """Mean of a small write with fsync there; None: not ours to write."""
 
 
-def gather(state_dir: Path, root: Path = Path("/"), *, past_flags: int | None, llama: str, clock_synced: bool) -> Board:
+def gather(
+    state_dir: Path, root: Path = Path("/"), *, firmware_flags: int | None, llama: str, clock_synced: bool
+) -> Board:
     """Blocks for a few reads and `WRITES` fsyncs. The keywords are what only this very machine can tell."""
     free, total = _space(state_dir)
     return Board(
         readings=sensors.read(root),
         arm="CPU implementer" in text(root / "proc/cpuinfo") or "Features" in text(root / "proc/cpuinfo"),
-        past_flags=past_flags,
+        firmware_flags=firmware_flags,
         memory_cgroup=_memory_cgroup(root),
         card_swaps=_card_swaps(root),
         clock_synced=clock_synced or (root / "run/systemd/timesync/synchronized").exists(),
@@ -80,7 +82,7 @@ def gather(state_dir: Path, root: Path = Path("/"), *, past_flags: int | None, l
 
 
 # this machine only -----------------------------------------------------------------------------------------------
-def past_flags() -> int | None:
+def firmware_flags() -> int | None:
     told = _output("vcgencmd", "get_throttled").strip().partition("throttled=0x")[2]
     try:
         return int(told, 16)

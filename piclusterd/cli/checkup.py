@@ -71,7 +71,7 @@ def _board(state: Path, root: Path) -> survey.Board:
     return survey.gather(
         state,
         root,
-        past_flags=survey.past_flags(),
+        firmware_flags=survey.firmware_flags(),
         llama=survey.llama_features(),
         clock_synced=survey.clock_synced(),
     )

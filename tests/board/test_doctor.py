@@ -36,7 +36,7 @@ def gathered(tmp_path: Path, planted: dict[str, str], **told: Any) -> survey.Boa
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     (tmp_path / "state").mkdir()
-    asked: dict[str, Any] = {"past_flags": 0, "llama": LLAMA, "clock_synced": False, **told}
+    asked: dict[str, Any] = {"firmware_flags": 0, "llama": LLAMA, "clock_synced": False, **told}
     made = survey.gather(tmp_path / "state", root, **asked)
     assert made.write_s is not None
     return replace(made, write_s=0.005, state_free=10**11, cuda_packages=())  # this machine's own
@@ -79,13 +79,14 @@ def test_a_clock_is_unsynced_when_neither_timesyncd_nor_the_kernel_says_otherwis
     board = gathered(tmp_path, {})
     (tmp_path / "root/run/systemd/timesync/synchronized").unlink()
     for told, wanted in ((False, ["clock.unsynced"]), (True, [])):
-        seen = survey.gather(tmp_path, tmp_path / "root", past_flags=0, llama="", clock_synced=told)
+        seen = survey.gather(tmp_path, tmp_path / "root", firmware_flags=0, llama="", clock_synced=told)
         assert ids(examine(Survey(replace(board, clock_synced=seen.clock_synced), NODE, CLUSTER))) == wanted
 
 
 TOLD: list[tuple[str, dict[str, Any]]] = [
-    ("power.undervolt", {"past_flags": 0x10000}),
-    ("power.throttled", {"past_flags": 0x40000}),
+    ("power.undervolt", {"firmware_flags": 0x10000}),
+    ("power.undervolt", {"firmware_flags": 0x1}),
+    ("power.throttled", {"firmware_flags": 0x40000}),
     ("isa.dotprod_unused", {"llama": "CPU : NEON = 1 | LLAMAFILE = 1"}),
     ("disk.free", {"state_free": 5 * 10**8}),
     ("disk.slow", {"write_s": 0.2}),
@@ -96,6 +97,12 @@ TOLD: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("wanted", "planted"), TOLD)
 def test_what_this_machine_tells_is_judged(tmp_path: Path, wanted: str, planted: dict[str, Any]) -> None:
     assert ids(examine(Survey(replace(gathered(tmp_path, {}), **planted), NODE, CLUSTER))) == [wanted]
+
+
+def test_it_is_told_whether_it_is_now_or_has_been(tmp_path: Path) -> None:
+    made = gathered(tmp_path, {})
+    whats = [examine(Survey(replace(made, firmware_flags=f), NODE, CLUSTER))[0].what for f in (0x10001, 0x10000)]
+    assert [what.rpartition("(")[2] for what in whats] == ["now)", "since boot)"]
 
 
 def test_throttling_now_and_32_bit_programs_are_found(tmp_path: Path) -> None:
@@ -120,7 +127,7 @@ def test_what_could_not_be_read_is_not_judged(tmp_path: Path) -> None:
     """A PC without any of a Pi's files, seen by a user who may look into nothing."""
     (tmp_path / "empty").mkdir()
     made = survey.gather(
-        tmp_path / "missing" / "state", tmp_path / "empty", past_flags=None, llama="", clock_synced=True
+        tmp_path / "missing" / "state", tmp_path / "empty", firmware_flags=None, llama="", clock_synced=True
     )
     assert made.write_s is None
     assert made.state_total > 0, "of the file system that would hold it"
@@ -197,4 +204,4 @@ def test_the_kernel_and_pip_and_llama_are_asked_without_harm() -> None:
     assert isinstance(survey.clock_synced(), bool)
     assert all(name.startswith("nvidia-") for name in survey.cuda_packages())
     assert "=" in survey.llama_features() or survey.llama_features() == ""
-    assert survey.past_flags() is None or isinstance(survey.past_flags(), int)
+    assert survey.firmware_flags() is None or isinstance(survey.firmware_flags(), int)

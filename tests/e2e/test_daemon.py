@@ -95,6 +95,20 @@ async def test_events_prints_what_happened(alone: Rig) -> None:
     assert {"id", "kind", "at", "data"} <= set(json.loads(lines[0]))
 
 
+async def test_an_answer_under_way_is_finished_before_the_daemon_ends(alone: Rig) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "long", "schema": {"type": "string", "minLength": 400}}}
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True, "response_format": schema}
+    url = f"{alone.member.url}/v1/chat/completions"
+    async with alone.cluster.http.post(url, json=body) as answer:
+        assert answer.status == 200
+        await answer.content.readline()
+        stopping = asyncio.create_task(alone.cluster.stop(alone.member))
+        rest = (await answer.content.read()).decode()
+    assert rest.rstrip().endswith("data: [DONE]")
+    assert await stopping == 0
+    await alone.cluster.start(alone.member)
+
+
 # among others ----------------------------------------------------------------------------------------------------
 async def test_sigterm_hands_over_ends_the_children_and_a_restart_keeps_identity_and_ledger(three: Cluster) -> None:
     leader = await three.coordinator()

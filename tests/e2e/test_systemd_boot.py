@@ -30,6 +30,7 @@ pytestmark = [
 INSTALL = "/src/systemd/install"
 INSTALLED = "/opt/piclusterd/systemd/install"
 WATCHDOG_S = 4
+TWO_ALIVE = 'test $(picluster status --json | grep -o \'"state": "alive"\' | wc -l) = 2'
 BUILT = sorted((boxes.CACHE / "wheels").glob("*/llama_cpp_python-*.whl"))
 EXTRAS = [] if BUILT else ["--relay"]
 CONFIG = """
@@ -42,6 +43,29 @@ MODEL = """
 [[models]]
 name = "triage-demo"
 path = "/var/lib/piclusterd/models/demo.gguf"
+"""
+NEIGHBOUR = """
+[node]
+name = "pi-2"
+state_dir = "/srv/two"
+[peers]
+port = 7947
+advertise = ["127.0.0.1"]
+seeds = ["127.0.0.1:7946"]
+[api]
+port = 8747
+socket = "/srv/two/api.sock"
+[discovery]
+enabled = false
+[cluster]
+preset = "lan"
+"""
+NEIGHBOUR_UNIT = """
+[Service]
+Type=notify
+ExecStart=/opt/piclusterd/current/bin/piclusterd --config /srv/two.toml
+[Install]
+WantedBy=multi-user.target
 """
 CLIENT = """
 import http.client, json, os, time
@@ -100,6 +124,12 @@ async def status(box: Box) -> dict[str, object]:
     return picture
 
 
+def members(picture: dict[str, object]) -> set[str]:
+    listed = picture["members"]
+    assert isinstance(listed, list)
+    return {member["node"] for member in listed}
+
+
 @asynccontextmanager
 async def clients(box: Box, count: int = 3) -> AsyncIterator[None]:
     """Clients that open a connection a request, from before to after; none of them may be refused."""
@@ -141,6 +171,17 @@ async def test_installed_it_starts_and_is_ready(box: Box) -> None:
     assert (await status(box))["cluster"] == "home"
 
 
+async def test_another_node_joins_it(box: Box) -> None:
+    """A second daemon in the same box; only where it lives differs from one on another board."""
+    (box.root / "srv/two.toml").write_text(NEIGHBOUR)
+    (box.root / "etc/systemd/system/neighbour.service").write_text(NEIGHBOUR_UNIT)
+    token = next(word for word in (await box.run("picluster", "token", "create")).split() if word.startswith("pcl1."))
+    await box.run("picluster", "join", token, "--server", "127.0.0.1:7946", "--config", "/srv/two.toml")
+    await box.run("systemctl", "daemon-reload")
+    await box.run("systemctl", "enable", "--now", "neighbour")
+    await until(box, TWO_ALIVE)
+
+
 @pytest.mark.skipif(not BUILT, reason="llama-cpp-python was never built on this machine (make setup)")
 async def test_the_model_runs_in_a_worker_of_its_own_without_network_and_secrets(box: Box) -> None:
     await until(box, "picluster models | grep triage-demo")
@@ -163,6 +204,26 @@ async def test_the_model_runs_in_a_worker_of_its_own_without_network_and_secrets
 async def test_what_systemd_says_of_the_running_service_is_within_the_thresholds(box: Box) -> None:
     await box.run("systemd-analyze", "security", "--threshold=15", "piclusterd.service")
     await box.run("systemd-analyze", "security", "--threshold=5", "piclusterd-worker@1.service")
+
+
+async def test_a_secret_reaches_the_daemon_and_nobody_else(box: Box) -> None:
+    secret = box.root / "etc/piclusterd/secrets/api-keys"
+    secret.write_text("opensesame\n")
+    secret.chmod(0o600)
+    with (box.root / "etc/piclusterd/piclusterd.toml").open("a") as file:
+        file.write('\n[api]\nkeys_file = "secret_api-keys"\n')
+    await box.run("systemctl", "restart", "piclusterd")
+    ask = (
+        "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8746); c.request('GET', '/v1/models', headers="
+    )
+    for headers, code in (("{}", "401"), ("{'Authorization': 'Bearer opensesame'}", "200")):
+        said = await box.run("python3", "-c", f"{ask}{headers}); print(c.getresponse().status)")
+        assert said.strip() == code
+    for user in ("piclusterd", "piclusterd-worker"):
+        said = await box.run(
+            "setpriv", f"--reuid={user}", "--clear-groups", "cat", f"/{secret.relative_to(box.root)}", check=False
+        )
+        assert "Permission denied" in said
 
 
 async def test_a_restart_refuses_no_client(box: Box) -> None:
@@ -203,6 +264,8 @@ async def test_a_reboot_keeps_identity_ledger_and_membership(box: Box) -> None:
     assert (after["me"], after["cluster"], after["voters"]) == (before["me"], before["cluster"], before["voters"])
     assert isinstance(after["entries"], int)
     assert after["entries"] >= int(str(before["entries"])) > 0
+    await until(box, TWO_ALIVE)
+    assert members(await status(box)) == members(before)
     await box.run("picluster", "ledger", "verify")
 
 
@@ -233,6 +296,8 @@ async def test_an_upgrade_that_does_not_start_is_taken_back(box: Box) -> None:
 
 async def test_uninstalled_nothing_is_left_but_what_the_node_knows(box: Box) -> None:
     before = set((box.root / "root/before").read_text().splitlines())
+    await box.run("systemctl", "disable", "--now", "neighbour")
+    await box.run("rm", "-r", "/srv/two", "/srv/two.toml", "/etc/systemd/system/neighbour.service")
     await box.run(INSTALLED, "uninstall")
     left = {
         path for path in await listing(box) - before if not path.startswith(("/var/lib/piclusterd", "/etc/piclusterd"))

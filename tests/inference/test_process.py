@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -80,8 +81,11 @@ async def test_a_worker_from_the_socket_ends_when_the_pool_lets_go(activator: Ac
         assert await activator.workers[0].wait() == 0
 
 
-async def test_a_worker_in_the_middle_of_something_ends_too(activator: Activator, pool: Pool) -> None:
-    """Whether it loads or has just begun to: nobody but itself may end it."""
+async def test_a_worker_that_is_stuck_ends_too(activator: Activator, tmp_path: Path) -> None:
+    """Nobody but itself may end it. It opens a pipe that nobody writes to, as a dead disk would keep it waiting."""
+    os.mkfifo(tmp_path / "stuck.gguf")
+    pool = Pool(8, READY_S, Changes(), tmp_path / "worker.sock")
+    await pool.start([spec(tmp_path / "stuck.gguf")])
     async with asyncio.timeout(READY_S):
         await activator.started.wait()
         await pool.close()
