@@ -52,7 +52,7 @@ def draw_retention(rng: Random) -> Retention:
         entries=rng.choice((16, 40, 100)),
         bodies_s=bodies_s,
         rows_s=bodies_s * rng.uniform(1.0, 2.0),
-        lapse_s=rng.uniform(8.0, 30.0),
+        lapse_s=rng.choice((10.0, 20.0, 60.0)),
         check_s=rng.uniform(0.5, 3.0),
         gap_s=5.0,
     )
