@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from piclusterd.events import Fact, Record
 from piclusterd.folding import MEANING
 from piclusterd.folding import fold as fold_into
 from piclusterd.ids import run_id
-from piclusterd.ledger import prune, rows, scrub, store
+from piclusterd.ledger import prune, rescue, rows, scrub, store
 from piclusterd.ledger.checkpoint import Seen, kept_facts, seen_digests
 from piclusterd.ledger.entry import CHECKPOINT, draft
 from piclusterd.ledger.frontier import Plan
@@ -249,3 +250,15 @@ def test_the_journal_of_a_pruned_ledger_is_that_of_a_node_that_never_restarted(
     assert [restarted.known(key) for key in keys] == [running.known(key) for key in keys]
     assert None not in [running.known(key) for key in keys], "a redelivery is known again"
     assert running.known("hook-new") is None
+
+
+def test_a_damaged_file_that_was_half_pruned_is_taken_over_from_its_checkpoint_on(tmp_path: Path) -> None:
+    with closing(store.open_database(tmp_path / "old.db")) as conn, closing(fresh()) as new:
+        store.open_log(conn, KEY, "pi", 1, 1000)
+        work(conn, 0, RUNS - 3)
+        seq = checkpoint(conn)
+        prune_all(conn, seq, "bodies")
+        add(conn, "tail")
+        rescue.salvage(tmp_path / "old.db", new, verify)
+        assert store.heads(new) == (Head(*LOG, seq + 1),)
+        assert open_work(new) == open_work(conn)
