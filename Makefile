@@ -37,8 +37,8 @@ unit: setup
 sim: setup       ## make sim SEEDS=300 [FIRST=0] [JOBS=1] [MINUTES=3]: the simulator over many seeds
 	@$(BIN)/python -m piclusterd.sim --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-kill-loop: setup ## make kill-loop N=20: SIGKILL the coordinator N times under load, then compare the ledgers
-	@$(BIN)/python -m piclusterd.demo.kill_loop --kills $(N) $(ARGS)
+kill-loop: setup ## make kill-loop N=20 [NETNS=1]: SIGKILL the coordinator N times under load, then compare the ledgers
+	@$(BIN)/python -m piclusterd.demo.kill_loop --kills $(N) $(if $(NETNS),--netns) $(ARGS)
 
 bench: setup     ## make bench NAME=routing ARGS="--quick --json out.json"
 	@$(BIN)/python bench/$(NAME).py $(ARGS)

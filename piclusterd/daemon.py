@@ -32,6 +32,7 @@ from .board.sd_notify import Notifier
 from .cluster import hardstate, identity
 from .cluster.discovery import Advert, Discovery, Sighting, lan_addresses
 from .cluster.join import Founding, JoinDesk
+from .cluster.link import TIMINGS
 from .cluster.links import Links
 from .cluster.renewal import keep_renewed
 from .cluster.timings import PRESETS
@@ -111,7 +112,7 @@ class Daemon:
         self._stack.push_async_callback(self.ledger.close)
         self.links = Links(
             me, self.mailbox.post, lambda *request: self.desk.serve_peer(*request), self.rng,
-            check_time=_clock_is_synced(),
+            check_time=_clock_is_synced(), timing=TIMINGS[config.cluster.preset],
         )  # fmt: skip
         self._stack.push_async_callback(self.links.close)
         inference = config.inference

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 DIALLERS_MAX = 256
 HINT_FAILURES_MAX = 20
-"""About two minutes: whoever floods the LAN with false addresses does not keep the true ones out."""
+"""More than a minute: whoever floods the LAN with false addresses does not keep the true ones out."""
 SELF_MEMORY_S = 600.0
 """How long an address that was our own is not dialled again: DHCP may give it to another node one day."""
 

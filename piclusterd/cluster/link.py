@@ -56,8 +56,12 @@ class Timing:
     hello_s: float = 5.0
     retire_s: float = 2.0
     backoff_first_s: float = 0.2
-    backoff_max_s: float = 10.0
+    backoff_max_s: float = 5.0
     direct_first_s: float = 1.0
+
+
+TIMINGS = {"pi": Timing(), "lan": Timing(ping_idle_s=0.5, silent_s=2.0)}
+"""By `cluster.preset`. A request that was sent to a node just cut off waits so long before it goes elsewhere."""
 
 
 class Link:

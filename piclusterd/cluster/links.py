@@ -48,7 +48,7 @@ from .tunnel import Circuit, Tunnel
 log = logging.getLogger(__name__)
 
 LINKS_MAX = 1024
-CONNECT_S = 10.0
+CONNECT_S = 5.0
 HANDSHAKES_MAX = 16
 """Of our own making, half-open at once: a router that lost power, or a hint flood, is not met with a burst."""
 UNSENT_BYTES = 128 * 1024

@@ -45,10 +45,17 @@ class Member:
     api_port: int
     process: asyncio.subprocess.Process | None = None
     node: str = ""
+    host: str = LOOPBACK
+    """Where its peers find it."""
+    api_host: str = LOOPBACK
+    role: str = "worker"
+    seeds: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    """What its commands begin with, where it lives in a network of its own (`netns`)."""
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.api_port}"
+        return f"http://{self.api_host}:{self.api_port}"
 
     @property
     def config(self) -> Path:
@@ -111,11 +118,14 @@ class Cluster:
         await self.start(first)
         started(first)
         for member in others:
-            token = await self.token()
-            said = await self.picluster(member, "join", token, "--name", member.name)
+            said = await self.join(member, await self.token())
             told(member.name, f"picluster join over TLS 1.3: {_joined_line(said)}")
             await self.start(member)
             started(member)
+
+    async def join(self, member: Member, token: str) -> str:
+        """What `picluster join` said; the admitting node is found over mDNS."""
+        return await self.picluster(member, "join", token, "--name", member.name)
 
     async def token(self) -> str:
         said = await self.picluster(self.members[0], "token", "create", "--ttl", "10m")
@@ -130,10 +140,10 @@ class Cluster:
     def _write_config(self, member: Member, model: bool) -> None:
         out = self.outside
         sections: dict[str, dict[str, Any]] = {
-            "node": {"name": member.name, "state_dir": str(member.state)},
-            "peers": {"host": LOOPBACK, "port": member.peer_port},
-            "api": {"host": LOOPBACK, "port": member.api_port},
-            "discovery": {"interfaces": [LOOPBACK]},
+            "node": {"name": member.name, "state_dir": str(member.state), "role": member.role},
+            "peers": {"host": member.host, "port": member.peer_port, "seeds": list(member.seeds)},
+            "api": {"host": member.api_host, "port": member.api_port},
+            "discovery": {"interfaces": [member.host]},
             "cluster": {"preset": self.preset},
             "inference": {"default_model": MODEL},
         }
@@ -157,7 +167,7 @@ class Cluster:
 
     async def picluster(self, member: Member, *words: str) -> str:
         """The client, as a person would run it on that node."""
-        command = [sys.executable, "-m", "piclusterd.cli.main", *words, "--config", str(member.config)]
+        command = [*member.within, sys.executable, "-m", "piclusterd.cli.main", *words, "--config", str(member.config)]
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
@@ -171,7 +181,7 @@ class Cluster:
         """The daemon of `member`, until it answers."""
         with (member.home / "piclusterd.log").open("ab") as log:
             member.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "piclusterd.daemon", "--config", str(member.config),
+                *member.within, sys.executable, "-m", "piclusterd.daemon", "--config", str(member.config),
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         await self.until(lambda: self._answers(member), f"{member.name} answers", READY_S)

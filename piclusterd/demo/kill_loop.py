@@ -4,6 +4,7 @@
     until N: coordinator active ─▶ a random moment ─▶ SIGKILL ─▶ the next one serves, acks ─▶ the dead one starts again
     at the end: every run closed, all nodes killed, their SQLite files audited (`kill_audit`)
 
+`--netns` (`make kill-loop N=20 NETNS=1`): the nodes live behind a NAT router of their own (`sites`).
 Three real daemons, the hub (real workerd where it runs) and Linear's double. Every few kills the hub is killed, too.
 A webhook without a 200 is sent again, as Linear does, and some go in by both doors: that must not triage them twice.
 The status is 1 when anything that was promised was not kept.
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,20 @@ import aiohttp
 import click
 
 from ..errors import PiclusterError
+from . import netns
 from .cluster import Cluster, DemoFailed, Member
 from .hub_process import HubFailed
 from .kill_audit import Audit, audit, finished
 from .outside import World
+from .sites import SiteCluster, network, seen_from_sites
 
 WEBHOOKS_MAX = 300
-"""All of them are triaged before the end; the tiny model takes 60 ms each on an idle core, far more on a Pi."""
+"""Of up to 145 kills, and then two a kill; the tiny model takes 60 ms each on an idle core, far more on a Pi."""
 WEBHOOKS_FIRST = 10
 """Before the first kill: a loop of few kills shall prove something, too."""
-WEBHOOKS_A_KILL = 20
-"""Each kill allows so many more, so that there is always one for the next coordinator to acknowledge."""
-KILLS_MAX = 250
-"""Beyond it a kill would have no webhook of its own."""
+WEBHOOKS_A_KILL_MIN, WEBHOOKS_A_KILL_MAX = 1, 20
+"""Each kill allows so many more, beside the one that it sends itself for the next coordinator to acknowledge."""
+KILLS_MAX = 2000
 ACTIVE_FOR_MAX_S = 1.0
 """A coordinator is killed at a random moment of its first second: taking webhooks, in the middle of runs."""
 DEAD_FOR_MAX_S = 1.0
@@ -84,11 +86,11 @@ class Kill:
 
 class KillLoop:
     def __init__(
-        self, root: Path, say: Callable[[str], None], hub: str, rate: float, seed: int, hub_every: int
+        self, cluster: Cluster, say: Callable[[str], None], hub: str, rate: float, seed: int, hub_every: int
     ) -> None:
         """`rate`: webhooks a second. The hub dies at every `hub_every`-th kill; 0: never."""
-        self.world = World(root, hub)
-        self.cluster = Cluster(root)
+        self.world = World(cluster.root, hub)
+        self.cluster = cluster
         self.kills: list[Kill] = []
         self.promised: set[str] = set()
         """Identifiers of the issues whose webhook got its 200."""
@@ -106,7 +108,8 @@ class KillLoop:
     async def run(self, kills: int) -> Audit:
         """Raises `DemoFailed` where the cluster does not come back, or does not finish what was promised."""
         await self.world.start()
-        self.cluster.outside = self.world.told_to_nodes()
+        outside = self.world.told_to_nodes()
+        self.cluster.outside = seen_from_sites(outside) if isinstance(self.cluster, SiteCluster) else outside
         await self.cluster.found()
         await self.cluster.until_served()
         self._say(f"three nodes, hub in {self.world.kind}, {self._rate:g} webhooks/s, seed {self._seed}")
@@ -114,7 +117,8 @@ class KillLoop:
         posting = asyncio.create_task(self._post_all())
         try:
             for number in range(1, kills + 1):
-                self._budget += min(WEBHOOKS_A_KILL, (WEBHOOKS_MAX - WEBHOOKS_FIRST) // kills)
+                fair = (WEBHOOKS_MAX - WEBHOOKS_FIRST) // kills
+                self._budget += max(WEBHOOKS_A_KILL_MIN, min(WEBHOOKS_A_KILL_MAX, fair))
                 self.kills.append(await self._kill(with_hub=self._hub_every > 0 and number % self._hub_every == 0))
                 self._say(f"{number:>4}  {self.kills[-1]}  {len(self.promised):>8}")
             await asyncio.gather(*self._starts.values())
@@ -137,6 +141,8 @@ class KillLoop:
         if with_hub and self.world.hub is not None:
             await self.world.hub.kill()
             await self.world.start_hub()
+        issue, body = self.world.new_issue(*self._rng.choice(ISSUES))
+        self._posts.append(asyncio.create_task(self._promise(issue, body, direct=False)))
         heir = await self._until_active(self._term)
         next_s = time.monotonic() - began
         await self.cluster.until(self._acked, "the coordinator acknowledges a webhook", NEXT_S)
@@ -243,14 +249,30 @@ def _spread(seconds: Sequence[float]) -> str:
 @click.option("--hub", type=click.Choice(["auto", "workerd", "python"]), default="auto", show_default=True)
 @click.option("--hub-every", default=5, show_default=True, help="Kill the hub, too, at every n-th kill; 0: never.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Keep the nodes' files here.")
-def main(kills: int, rate: float, seed: int, hub: str, hub_every: int, directory: Path | None) -> None:
+@click.option("--netns", "in_namespaces", is_flag=True, help="Each node in a network of its own, behind a NAT; root.")
+def main(
+    kills: int, rate: float, seed: int, hub: str, hub_every: int, directory: Path | None, in_namespaces: bool
+) -> None:
     """SIGKILL the coordinator again and again under load; then compare what was promised with what was done."""
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="picluster-kills-") as scratch:
         root = directory or Path(scratch)
         root.mkdir(parents=True, exist_ok=True)
-        loop = KillLoop(root, lambda line: print(line, flush=True), hub, rate, seed, hub_every)
-        sys.exit(asyncio.run(_play(loop, kills)))
+        with _cluster(root, in_namespaces) as cluster:
+            loop = KillLoop(cluster, lambda line: print(line, flush=True), hub, rate, seed, hub_every)
+            sys.exit(asyncio.run(_play(loop, kills)))
+
+
+@contextlib.contextmanager
+def _cluster(root: Path, in_namespaces: bool) -> Iterator[Cluster]:
+    """Three nodes on loopback, or three Pis on a LAN behind a router."""
+    if not in_namespaces:
+        yield Cluster(root)
+    elif why := netns.why_not():
+        raise click.ClickException(f"--netns: {why}")
+    else:
+        with network() as net:
+            yield SiteCluster(root, net=net)
 
 
 async def _play(loop: KillLoop, kills: int) -> int:
