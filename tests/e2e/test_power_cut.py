@@ -87,11 +87,14 @@ class Card:
         return promised
 
     def remove(self) -> None:
-        _run("umount", str(self.path))
+        """The next `insert` mounts a copy; `kept` is for whoever looks into a failure.
 
-    def keep(self) -> None:
-        """A copy of the card as the cut left it, for whoever looks into a failure."""
-        _run("cp", "--sparse=always", str(self._image), str(self.kept))
+        Where another mount namespace (any container's, made meanwhile) still holds this file system, the same image
+        would be the same file system again, shut down as it is.
+        """
+        _run("umount", str(self.path))
+        self._image.replace(self.kept)
+        _run("cp", "--sparse=always", str(self.kept), str(self._image))
 
 
 def _run(*command: str) -> None:
@@ -143,7 +146,6 @@ async def write_until_cut(card: Card, ledger: LedgerWriter, first: int, after: i
     assert all(isinstance(result, Broken) for result in results), results
     await ledger.close()
     await asyncio.to_thread(card.remove)
-    await asyncio.to_thread(card.keep)
     return promised
 
 
