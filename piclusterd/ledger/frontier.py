@@ -121,7 +121,7 @@ def plan(facts: Iterable[Fact], log: LogId, upto: int, meaning: Meaning) -> Plan
 
     def kept(trace: _Trace) -> bool:
         is_open = trace.about in standing and trace.about not in ended
-        return trace.about is None or (trace.about != "" and (is_open or (trace.ends and trace.about in outlived)))
+        return trace.about is None or (trace.about != "" and (is_open or (trace.about in outlived and not trace.opens)))
 
     keep = tuple(seq for seq, trace in before.items() if kept(trace))
     gone = [trace.key for trace in before.values() if trace.key is not None and not kept(trace)]

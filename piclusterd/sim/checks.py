@@ -34,6 +34,7 @@ from ..node import HELD_BACK_MAX, Node
 from ..wire import Head
 from ..workflows.intake import WAITING_MAX
 from ..workflows.journal import subject
+from .disk import STALL_MAX_S
 from .keys import verify
 from .network import CLOG_MAX_S
 
@@ -69,8 +70,8 @@ class Checks:
         """Log → seq of each webhook, its key and its run ("": none)."""
         self._ended: dict[str, None] = {}
         """Runs whose end was on some disk."""
-        self._let_go: dict[NodeId, dict[str, None]] = {}
-        """Node → webhooks that a checkpoint on its disk let go."""
+        self._let_go: dict[NodeId, dict[str, float]] = {}
+        """Node → webhooks that a checkpoint on its disk let go, and since when."""
         self._unheard_since: dict[int, float] = {}
         """Leader's actor number → since when no majority can reach it."""
         self._booted: dict[NodeId, float] = {}
@@ -133,7 +134,8 @@ class Checks:
         self._most[node, fact.log] = max(fact.seq, self._most.get((node, fact.log), 0))
         if fact.kind == "hook":
             key = str(fact.body["key"])
-            again = fact.log.origin == node and key in self._let_go.get(node, {})
+            since = self._let_go.get(node, {}).get(key, self._world.now)
+            again = fact.log.origin == node and self._world.now - since > STALL_MAX_S + SETTLE_S
             hold(not again, f"I7 {node} takes {key} once more, which a checkpoint let go")
             self._on_disk.setdefault(key, {})[node] = None
             self._hooks.setdefault(fact.log, {})[fact.seq] = (key, subject(fact) or "")
@@ -152,7 +154,7 @@ class Checks:
                 hold(
                     not run or run in self._ended, f"I9 {checkpoint.log} at {checkpoint.seq} lets {key} go, still open"
                 )
-                self._let_go.setdefault(node, {})[key] = None
+                self._let_go.setdefault(node, {}).setdefault(key, self._world.now)
 
     def forgets(self, actor: Actor, forget: Forget) -> None:
         """`actor` is about to forget what a checkpoint replaced: who else would miss it?"""
