@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def prepare() -> None:
         project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
         wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"], "numpy", "diskcache"]
         _run(
-            "python3", "-m", "pip", "download", "-q", "-d", str(half), "-c", str(CHECKOUT / "config/constraints.txt"),
+            sys.executable, "-m", "pip", "download", "-q", "-d", str(half),
+            "-c", str(CHECKOUT / "config/constraints.txt"),
             "--only-binary=:all:", "--python-version", "3.11", *wanted,
         )  # fmt: skip
         half.rename(WHEELS)
