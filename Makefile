@@ -9,9 +9,9 @@ SEEDS ?= 300
 FIRST ?= 0
 JOBS  ?= 1
 
-.PHONY: help setup demo test check lint types walls unit sim kill-loop bench clean
+.PHONY: help setup demo test check lint types walls unit e2e sim kill-loop bench clean
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 setup: .stamp-setup
 .stamp-setup: pyproject.toml config/constraints.txt .ci/setup
@@ -33,6 +33,9 @@ walls: setup
 
 unit: setup
 	@$(BIN)/python -m pytest $(ARGS)
+
+e2e: setup       ## all end-to-end lanes, the slow ones too: bad networks and boards, booted machines; root, ip, nft
+	@PICLUSTER_E2E=all $(BIN)/python -m pytest tests/e2e $(ARGS)
 
 sim: setup       ## make sim SEEDS=300 [FIRST=0] [JOBS=1] [MINUTES=3]: the simulator over many seeds
 	@$(BIN)/python -m piclusterd.sim --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

@@ -60,12 +60,12 @@ class Village:
 
         await self.cluster.until(sees, f"{name} sees {of} as {state}", timeout_s)
 
-    async def chat(self, name: str, timeout_s: float = 30.0) -> str:
+    async def chat(self, name: str, timeout_s: float = 30.0, about: str = "it rains in") -> str:
         """The API of node `name` answers; the node whose model did."""
 
         async def answered() -> str:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                status, by = await ask(self, name)
+                status, by = await ask(self, name, about)
                 return by if status == 200 else ""
             return ""
 
@@ -129,9 +129,9 @@ async def states(village: Village, name: str) -> dict[str, str]:
     return {member["facts"]["name"]: member["state"] for member in view["members"]}
 
 
-async def ask(village: Village, name: str) -> tuple[int, str]:
+async def ask(village: Village, name: str, about: str = "it rains in") -> tuple[int, str]:
     """One chat request to node `name`: the status, and who answered."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Title: it rains in"}], "max_tokens": 8}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": f"Title: {about}"}], "max_tokens": 8}
     async with village.cluster.http.post(f"{village.member(name).url}/v1/chat/completions", json=body) as answer:
         said = json.loads(await answer.text())
         return answer.status, answer.headers.get("X-Picluster-Node", "") if "choices" in said else ""
