@@ -211,8 +211,7 @@ class Daemon:
             raise UserError(
                 f"cannot listen on {where} for peers", str(fault), "Is another piclusterd running? Else change [peers]."
             ) from fault
-        self.addresses = tuple(f"{host}:{self.peer_port}" for host in self._hosts())
-        self.links.addresses = self.desk.addresses = self.addresses
+        self.links.addresses = self.desk.addresses = self._addresses()
         doors = self.desk.doors(lambda: str(self.ledger.fault or ""))
         api, passed = config.api, listen_fds.take("api", self.environ)
         self._served = await serve(make_app(doors), api.host, api.port, Path(api.socket), passed)
@@ -237,15 +236,15 @@ class Daemon:
         await self.mailbox.post(Sealed(voters))
 
     def _peer_addresses(self) -> list[str]:
-        return [*self.addresses, *(a for info in self.links.peers().values() for a in info.addresses)]
+        return [*self.links.addresses, *(a for info in self.links.peers().values() for a in info.addresses)]
 
-    def _hosts(self) -> tuple[str, ...]:
-        """Where peers may reach us: as configured, else what we listen on, else every LAN address."""
-        if self.config.peers.advertise:
-            return self.config.peers.advertise
-        if self.config.peers.host not in ("0.0.0.0", "::", ""):
-            return (self.config.peers.host,)
-        return lan_addresses(self.config.discovery.interfaces)
+    def _addresses(self) -> tuple[str, ...]:
+        """Where peers may reach us just now: as configured, else what we listen on, else every LAN address there is."""
+        peers, hosts = self.config.peers, self.config.peers.advertise
+        if not hosts:
+            everywhere = peers.host in ("0.0.0.0", "::", "")
+            hosts = lan_addresses(self.config.discovery.interfaces) if everywhere else (peers.host,)
+        return tuple(f"{host}:{self.peer_port}" for host in hosts)
 
     def _dial_known(self) -> None:
         """Seeds, and what was told at the join; mDNS and gossip add to them."""
@@ -297,9 +296,10 @@ class Daemon:
 
     def _facts(self) -> Facts:
         heads = self.node.reconcile.heads()
+        self.links.addresses = self.desk.addresses = self._addresses()  # DHCP may come late, and cards are replugged
         return describe_node(
-            self.config, self.me.name, self.addresses, self.api_port, self.pool.facts(), sum(h.seq for h in heads),
-            ledger_flags(self.ledger, self.no_votes),
+            self.config, self.me.name, self.links.addresses, self.api_port, self.pool.facts(),
+            sum(h.seq for h in heads), ledger_flags(self.ledger, self.no_votes),
         )  # fmt: skip
 
     async def _watch_loop(self) -> None:

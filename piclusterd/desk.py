@@ -87,7 +87,7 @@ class Desk:
         self.meters.relayed_links.set_function(lambda: links.relaying[0])
         self.meters.relayed_bytes.set_function(lambda: links.relaying[1])
         self.addresses: tuple[str, ...] = ()
-        """`host:port` of our peer listener, once it is bound."""
+        """`host:port` of our peer listener, once it is bound; none while the board has no address."""
         files = {source: getattr(config.webhooks, f"{source}_secret_file") for source in SOURCES}
         self._secrets = {source: secret(file) for source, file in files.items() if file}
         self._keys = frozenset(secret(config.api.keys_file)) if config.api.keys_file else frozenset()
@@ -234,7 +234,7 @@ class Desk:
 
     async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
         token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses)
-        return admin.TokenMade(token, token.split(".")[2], self.addresses[0], wish.ttl_s)
+        return admin.TokenMade(token, token.split(".")[2], next(iter(self.addresses), ""), wish.ttl_s)
 
     async def _list_tokens(self) -> list[admin.TokenLine]:
         infos = await asyncio.to_thread(self._tokens().list)

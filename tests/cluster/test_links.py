@@ -500,6 +500,7 @@ async def test_a_stranger_who_begins_many_handshakes_is_kept_to_a_share(
         silent = [await asyncio.open_connection(host, int(port)) for _ in range(HANDSHAKES_AN_ADDRESS_MAX)]
         reader, writer = await asyncio.open_connection(host, int(port))
         assert await reader.read() == b"", "one too many is closed at once"
+        assert not any(held.at_eof() for held, _ in silent), "the others have their time"
         writer.close()
         for _, held in silent:
             held.close()
