@@ -116,16 +116,16 @@ BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
 
 class Node:
     def __init__(self, setup: Setup, rng: Random, now: float) -> None:
-        tokens = itertools.count(1)
+        tokens, life, sync_s = itertools.count(1), setup.hard.incarnation, setup.timings.sync_s
         self.me = setup.me
         self.cluster = setup.cluster
         self._rules = setup.rules
         self._votes_lost = setup.votes_lost
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
-        self.reconcile = Reconcile(setup.heads, setup.timings.sync_s, tokens, lambda: config_id(self.election.voters))
+        self.reconcile = Reconcile(setup.heads, sync_s, tokens, lambda: config_id(self.election.voters), life)
         held = self.reconcile.held
-        self.care = Care(setup.me, setup.log, held, self._digest, tokens, setup.lost, setup.damaged)
-        incarnation = setup.hard.incarnation << INCARNATION_SHIFT
+        self.care = Care(setup.me, setup.log, held, self._digest, tokens, setup.lost, setup.damaged, setup.rules)
+        incarnation = life << INCARNATION_SHIFT
         guards = Guards(loop_lag=setup.rules.lag_discard)
         self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now, guards)
         fitness = Fitness(setup.timings, tokens, now)
@@ -140,7 +140,7 @@ class Node:
         looks = Looks(
             self.replicate.carries, self.replicate.carried, self.election.hears, lambda: not self.election.unsaved
         )
-        self.reconfigure = Reconfigure(setup.me, looks)
+        self.reconfigure = Reconfigure(setup.me, looks, setup.rules)
         self.handover = Handover(setup.me, setup.timings, fitness, HeirLooks(
             lambda: self.election.role == "leader", lambda: self.election.term, lambda: self.election.voters.voters,
             self.election.reaches, self.replicate.carries, self.membership.facts,
@@ -148,7 +148,7 @@ class Node:
         self.journal = Journal()
         ledger = list(setup.ledger)
         fold(self.journal, ledger)
-        durable, last_ticket = self.replicate.is_durable, setup.hard.incarnation << TICKET_SHIFT
+        durable, last_ticket = self.replicate.is_durable, life << TICKET_SHIFT
         self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
         self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
         self.placement = Placement(setup.me)

@@ -19,6 +19,12 @@ class Rules:
     """Who heard no leader first asks whether a majority would vote, and keeps its term until then."""
     check_quorum: bool = True
     """A leader that heard no majority for an election timeout steps down."""
+    config_in_term: bool = True
+    """E voters store a leader's config in its own term before it counts on any, or changes any."""
+    catch_up: bool = True
+    """A new voter, and W voters of every next config, hold what was acknowledged before."""
+    epoch_bump: bool = True
+    """A disk that was put back goes on in a new log."""
     lag_discard: bool = True
     """A node that was itself stalled takes what it did not hear meanwhile for no evidence."""
     prune_lapse: bool = True

@@ -214,6 +214,8 @@ class Vote(Message, frozen=True, tag="vote"):
     term: Term
     pre: bool
     granted: bool
+    voters: Voters | None = None
+    """Newer ones than the asker's: they may stand on no voter's disk yet, and then nobody else would tell it."""
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
@@ -243,6 +245,8 @@ class Held(Message, frozen=True, tag="held"):
     heads: tuple[Head, ...] | None = None
     config: ConfigId | None = None
     """Of the voters on the sender's disk; None from a release that does not say."""
+    life: int = 0
+    """The sender's boot counter: what it said in an earlier life it may have forgotten since (a disk put back)."""
 
 
 class Push(Message, frozen=True, tag="push"):

@@ -72,7 +72,7 @@ def test_the_wire_format_is_a_tagged_array() -> None:
     vote = wire.RequestVote(3, True, wire.Voters(1, 2, (NodeId("a" * 16),)))
     assert encode(vote) == packed(["request-vote", 3, True, [1, 2, ["a" * 16]], False])
     assert encode(wire.Held(1, b"\0" * 8, (wire.Head(NodeId("b" * 16), 1, 9),))) == packed(
-        ["held", 1, b"\0" * 8, [["b" * 16, 1, 9]], None]
+        ["held", 1, b"\0" * 8, [["b" * 16, 1, 9]], None, 0]
     )
 
 
@@ -138,7 +138,7 @@ def test_values_of_the_wrong_shape_are_dropped(raw: Any) -> None:
 def test_fields_that_a_newer_peer_appends_are_ignored() -> None:
     assert decode(packed(["timeout-now", 7, "new", {"more": 1}])) == wire.TimeoutNow(7)
     older = wire.Vote(1, pre=True, granted=False)
-    assert decode(packed(["vote", 1, True, False, [1, 2]])) == older
+    assert decode(packed(["vote", 1, True, False, None, [1, 2]])) == older
     head = [["a" * 16, 1, "alive", [3, "pi", [], "", "0.9"], "appended"]]
     gossip = decode(packed(["gossip", head, 5]))
     assert isinstance(gossip, wire.Gossip)

@@ -175,8 +175,9 @@ class Election:
                 return self._on_held(sender, term, now)
             case RequestVote():
                 return self._adopt_voters(message.voters, now) + self._on_request(sender, message, now)
-            case Vote():
-                return self._on_vote(sender, message, now)
+            case Vote(voters=voters):
+                adopted = self._adopt_voters(voters, now) if voters else []
+                return adopted + self._on_vote(sender, message, now)
             case Push(term) if term > self.term:
                 return self._follow(term, sender, now)
             case TimeoutNow(term) if term == self.term and sender == self.leader and self._may_campaign(now):
@@ -259,7 +260,8 @@ class Election:
         spent = request.term < self.term or (request.term == self.term and taken)
         if spent or outdated or (sticky and not request.transfer) or not self._may_vote():
             same_vote = self._may_vote() and not request.pre and request.term == self.term and self.voted_for == sender
-            return [Send(sender, Vote(self.term, request.pre, same_vote))]
+            newer = self.voters if is_newer(self.voters, request.voters) else None
+            return [Send(sender, Vote(self.term, request.pre, same_vote, newer))]
         if request.pre:
             return [Send(sender, Vote(request.term, pre=True, granted=True))]
         out = self._follow(request.term, None, now)

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import PiclusterError, Unavailable, UserError
-from ..events import Answer, Ticket
+from ..events import Answer, Rules, Ticket
 from ..ids import NodeId, Term
 from ..wire import ConfigId, Voters
-from .election import majority
+from .election import ALL_RULES, majority
 from .voter_config import config_id
 
 VOTERS_MAX = 5
@@ -106,8 +106,9 @@ class _Wish:
 
 
 class Reconfigure:
-    def __init__(self, me: NodeId, looks: Looks) -> None:
+    def __init__(self, me: NodeId, looks: Looks, rules: Rules = ALL_RULES) -> None:
         self.me = me
+        self._rules = rules
         self.config = Voters()
         self._looks = looks
         self._term: Term | None = None
@@ -153,11 +154,11 @@ class Reconfigure:
             return "the voters have not yet confirmed the present config"
         if change.what == "add" and not self._looks.heard(change.node, now):
             return f"{change.node} is not heard"
-        if change.what == "add" and not self._looks.carries(change.node):
+        if change.what == "add" and self._rules.catch_up and not self._looks.carries(change.node):
             return f"{change.node} has not caught up with the ledger"
         if sum(v == self.me or self._looks.heard(v, now) for v in following) < majority(len(following)):
             return "too few of the new voters are heard: the cluster would stop"
-        if not self._looks.carried(following):
+        if self._rules.catch_up and not self._looks.carried(following):
             return "too few of the new voters hold what was acknowledged"
         return None
 
@@ -184,6 +185,8 @@ class Reconfigure:
         """This node leads `term`; `config` is its own, re-stamped with the term. Nobody is known to store it yet."""
         assert config.term == term, "a leader re-stamps its config before anything else"
         self._term, self.config, self._active, self._stored = term, config, False, {}
+        if not self._rules.config_in_term:
+            self._stored = dict.fromkeys(config.voters)
 
     def activated(self) -> None:
         self._active = True
@@ -200,7 +203,9 @@ class Reconfigure:
 
     def on_held(self, sender: NodeId, term: Term, config: ConfigId | None) -> None:
         """A node said, in `term`, which config it has on its disk (None: an older release, which does not say)."""
-        if term == self._term and sender not in self._stored and config == config_id(self.config):
+        mine = config_id(self.config)
+        same = config == mine if self._rules.config_in_term else config is not None and config.version == mine.version
+        if term == self._term and sender not in self._stored and same:
             self._stored[sender] = None
 
     def propose(self, ticket: Ticket | None, change: Change, now: float) -> list[Decision]:

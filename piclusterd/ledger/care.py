@@ -29,6 +29,7 @@ from ..events import (
     Read,
     Received,
     Recovered,
+    Rules,
     Send,
     Stored,
     Token,
@@ -37,6 +38,8 @@ from ..ids import LogId, NodeId
 from ..wire import Batch, Held, Span, Want
 from .mending import ASK_AGAIN_S, Mending
 from .rewind import Rewind, recovered
+
+ALL_RULES = Rules()
 
 
 class Care:
@@ -49,8 +52,10 @@ class Care:
         tokens: Iterator[Token],
         lost: str = "",
         damaged: Sequence[Span] = (),
+        rules: Rules = ALL_RULES,
     ) -> None:
         """`current`: the log we append to; `held`, `digest`: reconcile's, live; `lost`, `damaged`: the writer's."""
+        self._rules = rules
         self.me = me
         self.lost = lost
         self.rewind = Rewind(me, current)
@@ -137,6 +142,9 @@ class Care:
             return []
         self.lost = why
         self._told.clear()
+        if not self._rules.epoch_bump:
+            self.rewind.suspended = False
+            return [LedgerAlarm(why)]
         return [NewEpoch(next(self._tokens), why), LedgerAlarm(why)]
 
     def _on_damaged(self, spans: tuple[Span, ...], now: float) -> list[Output]:

@@ -11,8 +11,9 @@ gone for good stay, and so do those of an own log that was given up (it is never
 Invariants. Nothing is forgotten that a retained member lacks: members listed, voters and origins of logs are retained
 until they were silent for lapse_s of this node's uptime. A majority of the voters is always among the retained, so that
 whoever is elected has met one of them before it serves, and holds the checkpoint. A node that may have forgotten
-something neither ends nor forgets anything; one with rot ends nothing, as what rotted may be open. One request of a
-kind is with the disk at a time.
+something neither ends nor forgets anything; one with rot ends nothing, as what rotted may be open; nor does one before
+it heard of a majority of the voters since it started, who would tell an older image that its log goes on. One request
+of a kind is with the disk at a time.
 """
 
 from __future__ import annotations
@@ -200,6 +201,8 @@ class Pruning:
         log = self._ours.log()
         if log is None or self._ours.damaged() or self._adding is not None or now < self._add_after:
             return []
+        if not self._has_heard():
+            return []
         upto = self._ours.held.get(log, 0)
         young = self._elapsed - self._since.get(log, self._elapsed) < self._keep.bodies_s
         if young or upto - self._last.get(log, 0) < self._keep.entries:
@@ -208,6 +211,11 @@ class Pruning:
         self._adding = next(self._tokens)
         recent, self._recent = self._recent, 0 if self._recent else self._keep.entries // RECENT_PART
         return [AddCheckpoint(self._adding, log, upto - recent, self._keep.entries // 2)]
+
+    def _has_heard(self) -> bool:
+        """Did a majority of the voters say in this life what they hold? Else our log may go on elsewhere (`rewind`)."""
+        voters = self._company.voters()
+        return sum(voter == self.me or voter in self._told for voter in voters) > len(voters) // 2
 
     def _forget(self, now: float) -> list[Output]:
         """The next slice of what may go, if there is any."""

@@ -61,13 +61,16 @@ class Reconcile:
         sync_s: float,
         tokens: Iterator[Token],
         config: Callable[[], ConfigId | None] = lambda: None,
+        life: int = 0,
     ) -> None:
+        """`life`: this node's boot counter."""
         self.held: dict[LogId, int] = {head.log: head.seq for head in heads}
         self._heads = self._sorted()
         self.digest = digest(self._heads)
         self._sync_s = sync_s
         self.config = config
         """Says which config of voters is on our disk: every `Held` carries it."""
+        self.life = life
         self._term: Term = 0
         self._wants: dict[NodeId, float] = {}
         """Peer → when its answer is overdue."""
@@ -142,7 +145,7 @@ class Reconcile:
 
     def _offer(self, peer: NodeId, now: float) -> list[Output]:
         self._offered[peer] = now
-        return [Send(peer, Held(self._term, self.digest, self.heads(), self.config()))]
+        return [Send(peer, Held(self._term, self.digest, self.heads(), self.config(), self.life))]
 
     def _on_held(self, peer: NodeId, theirs: tuple[Head, ...], now: float) -> list[Output]:
         if theirs == self._heads:

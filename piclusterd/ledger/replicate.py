@@ -101,6 +101,8 @@ class Replicate:
         self._voters: tuple[NodeId, ...] = ()
         self._held: dict[NodeId, dict[LogId, int]] = {}
         """Voter → what it said, in the term we lead, that it holds."""
+        self._lives: dict[NodeId, int] = {}
+        """Voter → in which of its lives it said so: one that was put back since may have forgotten it."""
         self._said: dict[NodeId, tuple[Head, ...]] = {}
         """Voter → the heads it told last."""
         self._unpushed: list[Entry] = []
@@ -199,7 +201,7 @@ class Replicate:
             return []
         same = theirs == self._ledger.digest and beat_term == self._term
         heads = None if same else self._ledger.heads()
-        return [Send(sender, Held(self._answer_in(beat_term), self._ledger.digest, heads, self._ledger.config()))]
+        return [self._say(sender, self._answer_in(beat_term), heads)]
 
     def _on_push(self, sender: NodeId, push_term: Term, entries: tuple[Entry, ...]) -> list[Output]:
         if push_term < self._term and self._rules.term_fencing:
@@ -225,12 +227,23 @@ class Replicate:
         return self._term if self._rules.term_fencing else asked
 
     def _say_held(self, to: NodeId, term: Term) -> Send:
-        return Send(to, Held(term, self._ledger.digest, self._ledger.heads(), self._ledger.config()))
+        return self._say(to, term, self._ledger.heads())
+
+    def _say(self, to: NodeId, term: Term, heads: tuple[Head, ...] | None) -> Send:
+        ledger = self._ledger
+        return Send(to, Held(term, ledger.digest, heads, ledger.config(), ledger.life))
 
     # coordinator ---------------------------------------------------------------------------------------------
     def _on_held(self, sender: NodeId, held: Held) -> list[Output]:
         if self.phase == "idle" or held.term != self._led:
             return []
+        known = self._lives.setdefault(sender, held.life)
+        if held.life < known:
+            return []  # late: it may have forgotten since
+        if held.life > known:
+            self._lives[sender] = held.life
+            self._held.pop(sender, None)
+            self._said.pop(sender, None)
         if held.heads is not None:
             self._learn(sender, held.heads)
         elif held.digest == self._ledger.digest:
@@ -238,7 +251,7 @@ class Replicate:
         return self._progress()
 
     def _learn(self, voter: NodeId, heads: tuple[Head, ...]) -> None:
-        """Messages may overtake each other: what a voter once said it holds, it holds."""
+        """Messages may overtake each other: what a voter once said in this life it holds, it holds."""
         if self._said.get(voter) == heads:
             return
         self._said[voter] = heads
@@ -303,5 +316,5 @@ class Replicate:
 
     def _reset(self, phase: Phase, term: Term, voters: tuple[NodeId, ...]) -> None:
         self.phase, self._led, self._voters = phase, term, voters
-        self._held, self._said, self._unacked, self._unpushed, self._opening = {}, {}, [], [], None
-        self._base = {}
+        self._held, self._said, self._lives, self._base = {}, {}, {}, {}
+        self._unacked, self._unpushed, self._opening = [], [], None

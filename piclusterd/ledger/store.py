@@ -273,6 +273,11 @@ def facts(conn: sqlite3.Connection, after: Sequence[Head] = ()) -> Iterator[Fact
         yield from (fact for fact in branches.facts(conn, row) if fact.seq > known.get(log, 0))
 
 
+def headers(conn: sqlite3.Connection) -> dict[bytes, None]:
+    """The header of every entry held, in whichever branch: what tells two ledgers apart where heads do not."""
+    return {bytes(raw): None for (raw,) in conn.execute("SELECT header FROM entries UNION SELECT header FROM branches")}
+
+
 def counts(conn: sqlite3.Connection) -> Counts:
     ends = heads(conn)
     size = pragma(conn, "page_count") * pragma(conn, "page_size")

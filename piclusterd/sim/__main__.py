@@ -3,6 +3,7 @@
 --seed 7 --minutes 10          one row an event; ends with the trace's digest or the violation
 --seeds 300 --first 0          many, quietly; exit status 1 and the replay command where one fails
 --seeds 50000 --jobs 2         a campaign: so many processes, progress on stderr
+--seeds 50 --census            how often each fault, effect, note and event happened; exit status 1 where one never did
 --without NAME                 an ablation: a safety rule switched off (see `ablations`)
 --ablations                    all of them, one row each; exit status 1 where one is not caught in its budget
 """
@@ -18,6 +19,7 @@ import click
 from ..cluster.timings import PRESETS
 from .ablations import ABLATIONS, ablated, play, table
 from .campaign import Outcome, outcomes
+from .census import Census, lines
 from .checks import Violation
 from .storm import THEMES
 from .world import Plan
@@ -40,6 +42,7 @@ TOLD_EVERY = 1000
 @click.option("--theme", type=click.Choice(THEMES), default=None, help="kind of storm; drawn where not given")
 @click.option("--without", type=click.Choice(tuple(ABLATIONS)), help="switch one safety rule off")
 @click.option("--ablations", is_flag=True, help="switch each safety rule off in turn and show who catches it")
+@click.option("--census", is_flag=True, help="count what happened, by kind")
 @click.option("--quiet", is_flag=True, help="with --seed: only the digest")
 def main(
     seed: int | None,
@@ -53,12 +56,15 @@ def main(
     theme: str | None,
     without: str | None,
     ablations: bool,
+    census: bool,
     quiet: bool,
 ) -> None:
     """Play the cluster in a seeded world and check its invariants after every step."""
     plan = ablated(Plan(seed or 0, minutes, voters, learners, theme=theme or "", preset=preset or ""), without)
     if ablations:
         _ablations(minutes or ABLATION_MINUTES)
+    elif census:
+        _census(plan, range(first, first + seeds))
     elif seed is not None:
         _one(plan, rows=not quiet)
     else:
@@ -71,6 +77,15 @@ def _ablations(minutes: float) -> None:
         print(row, flush=True)
         missed |= row.endswith("NOT CAUGHT")
     sys.exit(1 if missed else 0)
+
+
+def _census(plan: Plan, seeds: range) -> None:
+    census = Census()
+    for seed in seeds:
+        census.take(replace(plan, seed=seed))
+    for line in lines(census):
+        print(line)
+    sys.exit(1 if census.missing() else 0)
 
 
 def _one(plan: Plan, rows: bool) -> None:

@@ -3,7 +3,9 @@
 I1  at most one node is elected, and at most one becomes active, in a term
 I2  the term, the voters' version and the incarnation never go back on one identity, nor does a vote change in a term
 I3  nothing is called taken by a coordinator that a newer active one has superseded
-I4  one entry per (origin, epoch, seq), the same on every disk; each disk's logs grow without a gap
+I4  one entry per (origin, epoch, seq), the same on every disk; each disk's logs grow without a gap; where two cards
+    wrote one log (`images`) an alarm was raised, and nobody writes it any more (that the
+    shorter branch reaches every disk is not asked for yet: heads tell of the longest only)
 I5  a webhook is called taken only when W voters have it on disk at that instant (one that lost its disk had it, and
     whoever holds the checkpoint that let it go, closed, has it)
 I6  every coordinator that becomes active in the newest term holds every webhook ever called taken; at rest, every
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..cluster.voter_config import config_id
 from ..events import Fact, Forget, HardState, MemberDown
 from ..ids import LogId, NodeId, RunId, Term
 from ..ledger import rows, store
@@ -31,10 +34,11 @@ from ..ledger.checkpoint import kept_facts
 from ..ledger.entry import CHECKPOINT
 from ..ledger.replicate import UNACKED_MAX, copies_needed
 from ..node import HELD_BACK_MAX, Node
-from ..wire import Head
+from ..wire import ConfigId, Head, Voters
 from ..workflows.intake import WAITING_MAX
 from ..workflows.journal import subject
 from .disk import STALL_MAX_S
+from .images import forks, unpruned
 from .keys import verify
 from .network import CLOG_MAX_S
 
@@ -54,8 +58,8 @@ class Violation(AssertionError):
 class Checks:
     def __init__(self, world: World) -> None:
         self._world = world
-        self._voters = world.voters.voters
-        self._wanted = copies_needed(len(self._voters))
+        self.configs: dict[ConfigId, Voters] = {config_id(world.voters): world.voters}
+        """Every config of voters that a leader ever made."""
         self._elected: dict[Term, NodeId] = {}
         self._active: dict[Term, NodeId] = {}
         self._elected_at = 0.0
@@ -68,28 +72,39 @@ class Checks:
         """As `_ends`, and also what an image that was put back forgot: its node has told that it holds it."""
         self._hooks: dict[LogId, dict[int, tuple[str, str]]] = {}
         """Log → seq of each webhook, its key and its run ("": none)."""
+        self._replaced: dict[tuple[LogId, int, int], dict[int, tuple[str, str]]] = {}
+        """Checkpoint → the webhooks that stood before it; its clock tells two of one number apart."""
+        self._runs: dict[str, str] = {}
+        """Run → its webhook's key, of whatever was on some disk."""
         self._ended: dict[str, None] = {}
         """Runs whose end was on some disk."""
         self._let_go: dict[NodeId, dict[str, float]] = {}
         """Node → webhooks that a checkpoint on its disk let go, and since when."""
+        self._cloned: dict[LogId, int] = {}
+        self._fork_alarms = 0
+        self.durable: dict[LogId, int] = {}
+        """Log → the highest number that its coordinator called durable."""
         self._unheard_since: dict[int, float] = {}
         """Leader's actor number → since when no majority can reach it."""
         self._booted: dict[NodeId, float] = {}
         self._met: dict[NodeId, float] = {}
         self.taken: dict[str, None] = {}
-        """Webhook keys that a node called taken."""
+        """Webhook keys that a coordinator called taken."""
 
     # I1, I2, I6 ----------------------------------------------------------------------------------------------
     def elected(self, node: NodeId, term: Term) -> None:
         self._single(self._elected, term, node, "I1 elected")
         self._elected_at = self._world.now
 
-    def activated(self, node: NodeId, term: Term) -> None:
+    def activated(self, actor: Actor, term: Term) -> None:
+        node = actor.disk.node
         self._single(self._active, term, node, "I1 active")
         if term < max(self._elected):
             return  # woken into a later term: what it calls taken is I3's and I5's business
         missing = [key for key in self.taken if node not in self._on_disk.get(key, {})]
         hold(not missing, f"I6 {node} is active in term {term} without {missing[:3]}")
+        unknown = [key for key in self.taken if actor.node and actor.node.journal.known(key) is None]
+        hold(not unknown, f"I6 {node} is active in term {term}, and its journal does not know {unknown[:3]}")
 
     def _single(self, book: dict[Term, NodeId], term: Term, node: NodeId, what: str) -> None:
         known = book.setdefault(term, node)
@@ -119,6 +134,15 @@ class Checks:
     # I4 ------------------------------------------------------------------------------------------------------
     def landed(self, node: NodeId, fact: Fact) -> None:
         """`node` has the entry on disk from now on."""
+        self._most[node, fact.log] = max(fact.seq, self._most.get((node, fact.log), 0))
+        if fact.kind == "hook":
+            self._hook(node, fact)
+        elif fact.kind == "run.done":
+            self._ended[str(fact.body["run"])] = None
+        if fact.seq >= self._cloned.get(fact.log, fact.seq + 1):  # its branches are compared at rest
+            if fact.kind == CHECKPOINT:
+                self._checkpoint(node, fact, resets=True)
+            return
         known = self._entries.setdefault((fact.log, fact.seq), fact)
         if known is not fact and known != fact:
             hold(False, f"I4 {fact.log} seq {fact.seq} says two things")
@@ -131,23 +155,22 @@ class Checks:
         elif fact.seq != last + 1:
             hold(False, f"I4 {node} stored seq {fact.seq} of {fact.log} after {last}")
         self._ends[node, fact.log] = fact.seq
-        self._most[node, fact.log] = max(fact.seq, self._most.get((node, fact.log), 0))
-        if fact.kind == "hook":
-            key = str(fact.body["key"])
-            since = self._let_go.get(node, {}).get(key, self._world.now)
-            again = fact.log.origin == node and self._world.now - since > STALL_MAX_S + SETTLE_S
-            hold(not again, f"I7 {node} takes {key} once more, which a checkpoint let go")
-            self._on_disk.setdefault(key, {})[node] = None
-            self._hooks.setdefault(fact.log, {})[fact.seq] = (key, subject(fact) or "")
-        elif fact.kind == "run.done":
-            self._ended[str(fact.body["run"])] = None
+
+    def _hook(self, node: NodeId, fact: Fact) -> None:
+        key, run = str(fact.body["key"]), subject(fact) or ""
+        since = self._let_go.get(node, {}).get(key, self._world.now)
+        again = fact.log.origin == node and self._world.now - since > STALL_MAX_S + SETTLE_S
+        hold(not again, f"I7 {node} takes {key} once more, which a checkpoint let go")
+        self._on_disk.setdefault(key, {})[node] = None
+        self._hooks.setdefault(fact.log, {})[fact.seq] = (key, run)
+        self._runs[run] = key
 
     # I9 ------------------------------------------------------------------------------------------------------
     def _checkpoint(self, node: NodeId, checkpoint: Fact, resets: bool) -> None:
         """What it let go is closed, so who holds the checkpoint has it; one that resets a log brings what it kept."""
         kept = {fact.seq: fact for fact in kept_facts(checkpoint)}
-        for seq, (key, run) in self._hooks.get(checkpoint.log, {}).items():
-            if seq >= checkpoint.seq or (seq in kept and not resets):
+        for seq, (key, run) in self._before(checkpoint).items():
+            if seq in kept and not resets:
                 continue
             self._on_disk[key][node] = None
             if seq not in kept:
@@ -155,6 +178,21 @@ class Checks:
                     not run or run in self._ended, f"I9 {checkpoint.log} at {checkpoint.seq} lets {key} go, still open"
                 )
                 self._let_go.setdefault(node, {}).setdefault(key, self._world.now)
+
+    def _before(self, checkpoint: Fact) -> dict[int, tuple[str, str]]:
+        """The webhooks that stood before it, in its own branch; its origin's disk is the first that it lands on."""
+        log, end = checkpoint.log, checkpoint.seq
+        first = min(end, self._cloned.get(log, end))
+        place = (log, end, checkpoint.hlc)
+        if place not in self._replaced:
+            found = {seq: hook for seq, hook in self._hooks.get(log, {}).items() if seq < first}
+            for fact in store.facts(self._world.by_id[log.origin].disk.conn) if first < end else ():
+                if fact.log == log and fact.seq < end and fact.kind == CHECKPOINT:
+                    found |= self._replaced.get((log, fact.seq, fact.hlc), {})
+                elif fact.log == log and fact.seq < end and fact.kind == "hook":
+                    found[fact.seq] = (str(fact.body["key"]), subject(fact) or "")
+            self._replaced[place] = found
+        return self._replaced[place]
 
     def forgets(self, actor: Actor, forget: Forget) -> None:
         """`actor` is about to forget what a checkpoint replaced: who else would miss it?"""
@@ -167,7 +205,8 @@ class Checks:
                 continue
             peer = actor.node.membership.peers.get(other.disk.node)
             met = self._met.get(other.disk.node, world.now)
-            if other.disk.node not in self._voters and (peer is None or world.now - met < SETTLE_S):
+            is_voter = other.disk.node in actor.node.election.voters.voters
+            if not is_voter and (peer is None or world.now - met < SETTLE_S):
                 continue  # a new card in an old board: nobody waits for whom he does not know
             heard = self._booted.get(actor.disk.node, 0.0) if peer is None else peer.heard
             hold(
@@ -175,16 +214,49 @@ class Checks:
                 f"I9 {actor.disk.node} forgets what {other.disk.node} lacks, heard {world.now - heard:.1f} s ago",
             )
 
+    def cloned(self, log: LogId, first: int) -> None:
+        """From entry `first` on two cards may have written this log, and nobody could have told them."""
+        self._cloned[log] = min(first, self._cloned.get(log, first))
+
+    def was_written(self, log: LogId, seq: int) -> bool:
+        """Was it ever on a disk?"""
+        return (log, seq) in self._entries
+
+    def is_cloned(self, log: LogId) -> bool:
+        return log in self._cloned
+
+    def called_durable(self, facts: tuple[Fact, ...]) -> None:
+        for fact in facts:
+            self.durable[fact.log] = max(fact.seq, self.durable.get(fact.log, 0))
+
+    def alarmed(self, text: str) -> None:
+        self._fork_alarms += text.startswith("fork:") or "two branches" in text
+
     def put_back(self, node: NodeId, heads: tuple[Head, ...]) -> None:
         """The node's ledger ends at `heads` again: what it had beyond may land a second time."""
         self._ends = {place: end for place, end in self._ends.items() if place[0] != node}
         self._ends.update({(node, head.log): head.seq for head in heads})
+        self._let_go.pop(node, None)
 
     # I3, I5, I7 ----------------------------------------------------------------------------------------------
-    def called_taken(self, hook_key: str) -> None:
+    def config_made(self, config: Voters) -> None:
+        """A leader has a new config, and has told nobody: do enough of its voters hold what was taken so far?"""
+        before = max(self.configs)
+        changed = config_id(config) not in self.configs and config.version > self.configs[before].version
+        self.configs.setdefault(config_id(config), config)
+        if changed and config_id(config) > before:
+            for key in self.taken:
+                self._is_held(key, config, f"stands in config {config.version} of term {config.term}")
+
+    def _is_held(self, hook_key: str, config: Voters, how: str) -> None:
+        holders, wanted = self._on_disk.get(hook_key, {}), copies_needed(len(config.voters))
+        copies = sum(voter in holders for voter in config.voters)
+        hold(copies >= wanted, f"I5 {hook_key} {how} with {copies} of {wanted} copies")
+
+    def called_taken(self, hook_key: str, config: Voters) -> None:
+        """A node that has this config promises it."""
         holders = self._on_disk.get(hook_key, {})
-        copies = sum(voter in holders for voter in self._voters)
-        hold(copies >= self._wanted, f"I5 {hook_key} called taken with {copies} of {self._wanted} copies")
+        self._is_held(hook_key, config, "called taken")
         newest = self._newest_coordinator()
         held = newest is None or newest in holders
         hold(held, f"I3 {hook_key} called taken by a superseded coordinator: {newest} does not hold it")
@@ -227,6 +299,8 @@ class Checks:
 
     def _is_heard(self, leader: Actor) -> bool:
         world = self._world
+        assert leader.node is not None
+        voters = leader.node.election.voters.voters
         heard = sum(
             world.by_id[v] is leader
             or (
@@ -234,9 +308,9 @@ class Checks:
                 and world.by_id[v].disk.node == v
                 and world.links.reach(leader, world.by_id[v])
             )
-            for v in self._voters
+            for v in voters
         )
-        return heard > len(self._voters) // 2
+        return heard > len(voters) // 2
 
     def _patience(self) -> float:
         """CheckQuorum's window, and what may still have been under way when the last path closed."""
@@ -266,12 +340,22 @@ class Checks:
         hold(len(nodes) == len(world.actors), "I12 a node is not up")
         hold(sum(node.replicate.active for node in nodes) == 1, "I12 no single active coordinator")
         hold(not world.hub.outbox, f"I12 {len(world.hub.outbox)} webhooks are still at the hub")
+        self._config_is_settled(nodes)
         self._ledgers_agree(nodes)
+        self._forks_are_kept()
         for node in nodes:
             missing = [key for key in self.taken if node.journal.known(key) is None]
             hold(not missing, f"I6 {node.me} lacks {missing[:3]}")
             hold(node.view(world.now).me == node.me, f"I10 {node.me} does not answer")
         self._runs_are_done(nodes[0])
+
+    @staticmethod
+    def _config_is_settled(nodes: list[Node]) -> None:
+        configs = {config_id(node.election.voters): None for node in nodes}
+        hold(len(configs) == 1, f"I12 nodes have different configs of voters: {list(configs)}")
+        (leader,) = (node for node in nodes if node.replicate.active)
+        settled = leader.reconfigure.stored and leader.reconfigure.under_way is None
+        hold(settled, f"I12 the config of {leader.me} is not settled")
 
     def _ledgers_agree(self, nodes: list[Node]) -> None:
         heads = [node.reconcile.heads() for node in nodes]
@@ -281,15 +365,30 @@ class Checks:
         witness = self._world.actors[self._world.plan.seed % len(nodes)]  # one a seed: to hash all of them is slow
         verdict = store.verify_all(witness.disk.conn, verify)
         hold(not verdict.faults, f"I4 {witness.disk.node}: {verdict.faults[:1]}")
+        held = unpruned(self._world)
         views = [node.journal.views(most=1_000_000) for node in nodes]
-        hold(all(v == views[0] for v in views), "I8 journals differ")
+        alike = [view == views[0] for view, has in zip(views, held, strict=True) if has == held[0]]
+        hold(all(alike), "I8 journals differ")
+        if not self._cloned:
+            hold(all(has == held[0] for has in held), "I8 ledgers of the same length differ")
+
+    def _forks_are_kept(self) -> None:
+        """The owner was told, and nobody goes on in a log that has two branches."""
+        world = self._world
+        forked = forks(world)
+        if not forked:
+            return
+        world.struck("fork seen")
+        hold(self._fork_alarms > 0, "I4 nobody was told of a fork")
+        writing = [actor.disk.node for actor in world.actors if actor.disk.log in forked]
+        hold(not writing, f"I4 {writing} go on in a log that forked")
 
     def _runs_are_done(self, node: Node) -> None:
         effects = self._world.service.effects()
         runs = node.journal.views(most=1_000_000)
         still_open = [run.run for run in runs if run.state == "open"]
         hold(not still_open, f"I12 runs still open: {still_open[:3]}")
-        wanted = {run: key for log in self._hooks.values() for key, run in log.values() if run and key in self.taken}
+        wanted = {run: key for run, key in self._runs.items() if run and key in self.taken}
         lost = [key for run, key in wanted.items() if effects.get(run, 0) != 1]
         hold(not lost, f"I7 webhooks without exactly one effect: {lost[:3]}")
         undone = [run.run for run in runs if run.state == "done" and effects.get(run.run, 0) != 1]

@@ -6,17 +6,19 @@ Writes land in order; a crash loses the queue, and of the group under way only a
 write. A disk may also stall, or refuse for a while; then each write is answered as the daemon's hands answer it.
 
 Lies (ablations) are the absence of one rule of this layer: `vote-fsync` and `ack-fsync` answer before the write has
-landed, `contiguity` reports a log's highest seq seen as its end, gap or no gap.
+landed, `contiguity` reports a log's highest seq seen as its end, gap or no gap, `epoch-bump` goes on in its old log
+after it was put back.
 """
 
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections.abc import Iterable
 from random import Random
 from typing import NamedTuple
 
-from ..errors import UserError
+from ..errors import Unavailable, UserError
 from ..events import (
     AddCheckpoint,
     Append,
@@ -65,6 +67,13 @@ class Cached(NamedTuple):
     heads: tuple[Head, ...]
     hard: HardState
     facts: tuple[Fact, ...]
+
+
+class Image(NamedTuple):
+    """A copy of a card's ledger. The vote is elsewhere."""
+
+    conn: sqlite3.Connection
+    log: LogId
 
 
 class Disk:
@@ -134,7 +143,10 @@ class Disk:
     def _append(self, writes: list[Append], now: float) -> list[Outcome]:
         """Appends that wait together are one transaction with one signature, as the ledger's writer makes them."""
         records = [record for write in writes for record in write.records]
-        entries, facts = store.append(self.conn, self.log, records, self.key, self._wall_ms(now))
+        try:
+            entries, facts = store.append(self.conn, self.log, records, self.key, self._wall_ms(now))
+        except Unavailable as closed:  # by a fork: a new log is on its way
+            return [AppendFailed(write.token, str(closed)) for write in writes]
         self.landed += facts
         outcomes: list[Outcome] = []
         at = 0
@@ -265,7 +277,21 @@ class Disk:
         self.log = max(head.log for head in heads if head.origin == self.node and head.log in held)
         self.rewind(heads)
         self.lost = "put back"
-        self.open_epoch()
+        if "epoch-bump" not in self._lies:
+            self.open_epoch()
+
+    def image(self) -> Image:
+        """A copy of the ledger as it is now."""
+        copy = store.open_database(":memory:")
+        self.conn.backup(copy)
+        return Image(copy, self.log)
+
+    def swap(self, other: Image) -> Image:
+        """Put the other card in, without a word; the one that was there."""
+        mine = Image(self.conn, self.log)
+        self.conn, self.log = other
+        self._synced = store.heads(self.conn)
+        return mine
 
     def rot(self, other: Disk) -> tuple[Span, ...]:
         """One bit of a payload that `other` holds too flips, and the scrub comes by; all that is damaged then."""

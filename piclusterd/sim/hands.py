@@ -23,6 +23,7 @@ from ..events import (
     CallOut,
     CloseHub,
     Deposed,
+    Durable,
     Effect,
     Elected,
     EntriesRead,
@@ -30,6 +31,7 @@ from ..events import (
     Forget,
     HookArrived,
     HookTaken,
+    LedgerAlarm,
     MemberDown,
     NewEpoch,
     Note,
@@ -45,9 +47,20 @@ from ..events import (
     Stopped,
     Store,
 )
-from ..ids import Term
+from ..ids import NodeId, Term
 from ..ledger import store
-from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Dropped, Hook, PeerMessage, Vote, decode, encode
+from ..wire import (
+    BATCH_BYTES_MAX,
+    BATCH_ENTRIES_MAX,
+    Dropped,
+    ForwardHook,
+    Hook,
+    HookStored,
+    PeerMessage,
+    Vote,
+    decode,
+    encode,
+)
 from .disk import Cached, Write
 from .outside import Delivery, Line
 
@@ -70,6 +83,8 @@ class SimHands:
         self._tickets = itertools.count(1)
         self._sent: list[Hook] = []
         self._again = Random(world.plan.seed)
+        self._forwards: dict[tuple[NodeId, int], str] = {}
+        """Of every webhook that a node passed on: who, its ticket → the webhook's key."""
         self.answers: dict[int, object] = {}
         """Ticket → value, of questions asked with `ask`."""
 
@@ -79,7 +94,11 @@ class SimHands:
                 self._send(actor, effect)
             case Noted(note):
                 self._check_note(actor, note)
-            case SaveHardState() | Append() | Store() | NewEpoch() | Recovered() | ProbeDisk():
+            case SaveHardState(_, state):
+                if state.voters.term == state.term and actor.node and actor.node.election.role == "leader":
+                    self._world.checks.config_made(state.voters)
+                self._write(actor, effect)
+            case Append() | Store() | NewEpoch() | Recovered() | ProbeDisk():
                 self._write(actor, effect)
             case AddCheckpoint() | Forget():
                 self._write(actor, effect)
@@ -95,7 +114,7 @@ class SimHands:
             case CloseHub():
                 self._world.hub.hang_up(actor.disk.node)
             case Answer(ticket, value):
-                self._answered(ticket, value)
+                self._answered(actor, ticket, value)
             case Stopped():
                 self._world.crash(actor)
             case _:
@@ -104,6 +123,8 @@ class SimHands:
     # network -------------------------------------------------------------------------------------------------
     def _send(self, sender: Actor, send: Send) -> None:
         world, me = self._world, sender.disk.node
+        if isinstance(send.message, HookStored | ForwardHook):
+            self._forwarded(sender, send.to, send.message)
         to = world.by_id[send.to]
         if to.disk.node != send.to or not world.links.linked(sender, to):
             return
@@ -113,6 +134,17 @@ class SimHands:
                 world.deliver_in(delay, to, Received(me, message))
         if world.vote_crash and isinstance(message, Vote) and message.granted and not message.pre:
             self._maybe_cut_power(sender)
+
+    def _forwarded(self, sender: Actor, to: NodeId, message: ForwardHook | HookStored) -> None:
+        """A coordinator's word to a peer is a promise, whether or not it arrives."""
+        if isinstance(message, ForwardHook):
+            self._forwards[sender.disk.node, message.ticket] = message.hook.key
+        elif message.stored:
+            self._promised(sender, self._forwards[to, message.ticket])
+
+    def _promised(self, actor: Actor, hook_key: str) -> None:
+        assert actor.node is not None
+        self._world.checks.called_taken(hook_key, actor.node.election.voters)
 
     def _maybe_cut_power(self, actor: Actor) -> None:
         if self._rng.random() < self._world.vote_crash:
@@ -167,8 +199,16 @@ class SimHands:
         match note:
             case Elected(term, _):
                 self._world.checks.elected(actor.disk.node, term)
+                self._world.owner.heard(actor, note)
             case Activated(term):
-                self._world.checks.activated(actor.disk.node, term)
+                self._world.checks.activated(actor, term)
+                self._world.owner.heard(actor, note)
+            case Durable(_, facts):
+                self._world.checks.called_durable(facts)
+                return
+            case LedgerAlarm(text):
+                self._world.checks.alarmed(text)
+                return
             case MemberDown():
                 self._world.checks.member_down(actor, note)
             case Deposed(_, why):
@@ -230,14 +270,16 @@ class SimHands:
         if delivery is not None and delivery.seq is not None:
             self._world.hub.answered(delivery.seq, taken=False)
 
-    def _answered(self, ticket: int, value: object) -> None:
+    def _answered(self, actor: Actor, ticket: int, value: object) -> None:
         delivery = self._deliveries.pop(ticket, None)
         if delivery is None:
             self.answers[ticket] = value
             return
         taken = isinstance(value, HookTaken)
         if taken:
-            self._world.checks.called_taken(delivery.hook.key)
+            coordinates = actor.node is not None and actor.node.replicate.active
+            if coordinates or delivery.hook.key not in self._world.checks.taken:
+                self._promised(actor, delivery.hook.key)
         if delivery.seq is not None:
             self._world.hub.answered(delivery.seq, taken)
 
@@ -252,6 +294,10 @@ class SimHands:
             self._world.hub.accept(hook)
         for _ in range(self._rng.choice((0, 0, 1, 2))):
             self._arrive(self._rng.choice(self._world.actors), hook, None)
+
+    def webhook_at(self, actor: Actor) -> None:
+        """One more, straight to this node and to nobody else."""
+        self.give(actor, Hook("sim", f"hook-{next(self._tickets)}", "update", b"{}"))
 
     def give(self, actor: Actor, hook: Hook) -> None:
         """Post a webhook straight to a node, as its provider would."""

@@ -58,6 +58,14 @@ class Links:
         self._drop(one, other)
         self._drop(other, one)
 
+    def cut_off(self, actor: Actor, seconds: float) -> None:
+        """From everybody, both ways, for so long."""
+        world, one = self._world, actor.disk.node
+        for other in (a.disk.node for a in world.actors if a is not actor):
+            for path in ((one, other), (other, one)):
+                world.network.cut(*path)
+                world.at(seconds, world.network.mend, *path)
+
     def half_open(self, one: Actor, other: Actor) -> None:
         """`one` takes the link for closed; `other` talks into it until its own silent deadline."""
         self._drop(one, other)

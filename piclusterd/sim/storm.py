@@ -3,9 +3,10 @@
 Themes. `swarm`: any mix of all the faults below (Groce et al., *Swarm Testing*, 2012). `heirs`: leaders fall asleep or
 die while disks and paths are slow, so that heirs lack what was acknowledged. `stall`: nothing but pauses in calm
 weather, so that whoever is called failed must have been away. `return`: nothing but one follower at a time cut off, so
-that a leader who is deposed was deposed by somebody's return. `exile`: leaders cut off from everybody.
-
-What the design has no rule for yet is not drawn: see NOT_YET in `ablations`.
+that a leader who is deposed was deposed by somebody's return. `exile`: leaders cut off from everybody. `change`: the
+owner changes voters all the time (`owner`), while leaders and paths fall. `restore`: leaders' cards are
+put back, swapped and cloned. `minds`: nothing but that play, in calm.
+`fork`: nothing but two cards of one key, which write apart.
 """
 
 from __future__ import annotations
@@ -22,18 +23,28 @@ from ..ledger import store
 from ..ledger.pruning import Retention
 from ..wire import Head
 from .disk import STALL_MAX_S, Disk
+from .electorate import in_force, may_forget
+from .images import Images
 from .network import CLOG_MAX_S
 from .world import Actor, World
 
-THEMES = ("swarm", "heirs", "stall", "return", "exile")
-CALM_THEMES = ("stall", "return", "exile")
-DRAWN = ("swarm",) * 8 + THEMES[1:]
-"""Four seeds in twelve play one of the narrow themes."""
+THEMES = ("swarm", "heirs", "stall", "return", "exile", "change", "restore", "minds", "fork")
+CALM_THEMES = ("stall", "return", "exile", "minds", "fork")
+DRAWN = ("swarm",) * 6 + THEMES[1:7]
+"""Six seeds in twelve play one of the narrow themes; `minds` (it needs four voters) and `fork` where asked for."""
 DAYS_60_MS = 60 * 24 * 3600 * 1000
 ABSENT_PART = 0.7
 """A month-long absence, scaled: this part of the time that the storm lasts."""
 SLOW_CPU_S = (0.0005, 0.005)
 """An event takes a Pi's Python about half a millisecond; ten times that where the cores are taken."""
+FAULTS = (
+    "crash", "power", "pause", "slow_cpu", "absence", "kill_leader", "fsync_stall", "disk_errors", "disk_loss", "clock",
+    "put_back", "rot", "split", "one_way", "isolate", "bridge", "flap", "swizzle", "clog", "half_open", "usurp",
+    "full_leader", "forget_votes", "heat", "move",
+    "cut_follower", "exile", "put_back_leader", "disk lost", "disk put back", "rot found", "image", "clone",
+    "fork seen", "voter add", "voter remove", "voter replace", "voter haste",
+)  # fmt: skip
+"""All that may strike, by name: a fault drawn, what came of it, what the owner does, and what an image does."""
 FAULT_CHANCE = 0.35
 """Of a kind of fault to exist in a seed: some nine of twenty-five side by side, and each pair in one seed of eight."""
 
@@ -76,7 +87,10 @@ class Storm:
         everything: tuple[Fault, ...] = machines + (paths if len(world.actors) > 1 else ())
         narrow: dict[str, list[Fault]] = {
             "heirs": [self._kill_leader, self._usurp, self._usurp, self._fsync_stall, self._clog],
-            "stall": [self._pause], "return": [self._cut_follower], "exile": [self._exile]
+            "stall": [self._pause], "return": [self._cut_follower], "exile": [self._exile],
+            "change": [self._kill_leader, self._usurp, self._split, self._clog, self._isolate, self._absence],
+            "restore": [self._kill_leader, self._disk_errors, self._put_back_leader, self._put_back_leader],
+            "minds": [], "fork": [],
         }  # fmt: skip
         drawn = [fault for fault in everything if rng.random() < FAULT_CHANCE]
         self._faults = narrow.get(world.theme, drawn) if len(world.actors) > 1 else drawn
@@ -91,11 +105,35 @@ class Storm:
             self._rng.choice(world.actors).newer = True
         if self._faults:
             world.at(self._rng.uniform(1.0, self._pace), self._strike)
+        self._send_for_the_owner()
+        self._copy_cards()
         world.at(world.calm_from, self._calm)
+
+    def _send_for_the_owner(self) -> None:
+        chance = Random(f"owner of {self._world.plan.seed}")  # of its own: a storm without an owner stays as it was
+        if self._world.theme == "change":
+            self._world.webhook_s = 0.5
+            self._world.owner.begin(4.0)
+        elif self._world.theme == "minds":
+            self._world.webhook_s = 0.5
+            self._world.owner.begin(8.0, only_minds=True)
+        elif self._world.theme == "swarm" and chance.random() < FAULT_CHANCE and len(self._world.actors) > 1:
+            self._world.owner.begin(chance.choice((4.0, 12.0)))
+
+    def _copy_cards(self) -> None:
+        chance = Random(f"images of {self._world.plan.seed}")
+        many = self._world.theme == "restore"
+        if self._world.theme == "fork":
+            Images(self._world, chance).begin_by_hand()
+        elif many or (self._world.theme == "swarm" and chance.random() < FAULT_CHANCE):
+            self._world.webhook_s = min(self._world.webhook_s, 0.7) if many else self._world.webhook_s
+            Images(self._world, chance).begin(5.0 if many else 15.0)
 
     def _strike(self) -> None:
         if self._world.now < self._world.calm_from:
-            self._rng.choice(self._faults)(self._rng.choice(self._world.actors))
+            fault = self._rng.choice(self._faults)
+            self._world.struck(fault.__name__.strip("_"))
+            fault(self._rng.choice(self._world.actors))
             self._world.at(self._rng.uniform(0.2, 2 * self._pace), self._strike)
 
     def _later(self, least: float, most: float, action: Callable[..., None], *arguments: object) -> float:
@@ -234,24 +272,20 @@ class Storm:
 
     def _forget_votes(self, actor: Actor) -> None:
         """Both copies of the vote are gone when it starts again, and it knows that there were some."""
-        if actor.disk.node in self._world.voters.voters and self._may_forget(actor):
+        voters = in_force(self._world)[-1].voters
+        if actor.disk.node in voters and not actor.disk.votes_lost and may_forget(self._world, actor):
             self._world.crash(actor)
+            self._world.forgot_at = self._world.now
             actor.disk.forget_votes()
             self._world.checks.forgot_votes(actor.disk.node)
             self._later(0.5, 15.0, self._world.boot, actor)
 
     def _disk_loss(self, actor: Actor) -> None:
         """Of a minority of the voters at most: with a majority's disks go its promises."""
-        if self._may_forget(actor):
+        if may_forget(self._world, actor):
             self._world.lose_disk(actor)
+            self._world.struck("disk lost")
             self._later(0.5, 15.0, self._world.boot, actor)
-
-    def _may_forget(self, actor: Actor) -> bool:
-        """May this one be among the minority of voters whose disks do not hold all they held?"""
-        voters = self._world.voters.voters
-        others = [a.disk for a in self._world.actors if a is not actor and a.disk.node in voters]
-        well = sum(not disk.lost and not disk.votes_lost and not disk.damaged() for disk in others)
-        return actor.disk.node not in voters or well > len(voters) // 2
 
     def _put_back(self, actor: Actor) -> None:
         """The image of this moment is put back some time later, by `picluster restore`: it leaves a note (`lost`).
@@ -260,21 +294,33 @@ class Storm:
         """
         self._later(1.0, 60.0, self._restore, actor, actor.disk, store.heads(actor.disk.conn))
 
+    def _put_back_leader(self, _: Actor) -> None:
+        for leader in self._leaders():
+            delay = self._later(0.5, 10.0, self._restore, leader, leader.disk, store.heads(leader.disk.conn))
+            if self._rng.random() < 0.5:
+                self._world.links.cut_off(leader, delay + 0.5)  # so that the image lacks what nobody else has
+
     def _restore(self, actor: Actor, disk: Disk, heads: tuple[Head, ...]) -> None:
         world = self._world
         well = actor.disk is disk and not disk.lost and not disk.damaged()
-        if well and self._may_forget(actor) and world.now < world.calm_from:
+        if well and may_forget(world, actor) and world.now < world.calm_from:
             world.crash(actor)
+            world.forgot_at = world.now
             disk.put_back(heads)
+            world.struck("disk put back")
             world.checks.put_back(disk.node, store.heads(disk.conn))
             self._later(0.5, 15.0, world.boot, actor)
 
     def _rot(self, actor: Actor) -> None:
         """Of a voter's disk, what another voter holds too: what nobody else has cannot be mended."""
-        voters = self._world.voters.voters
-        if actor.node is not None and actor.disk.node in voters and self._may_forget(actor):
-            others = [a.disk for a in self._world.actors if a is not actor and a.disk.node in voters]
-            self._world.deliver_in(0.0, actor, Damaged(actor.disk.rot(self._rng.choice(others))))
+        voters = in_force(self._world)[-1].voters
+        others = [a.disk for a in self._world.actors if a is not actor and a.disk.node in voters]
+        if actor.node is not None and actor.disk.node in voters and others and may_forget(self._world, actor):
+            self._world.forgot_at = self._world.now
+            spans = actor.disk.rot(self._rng.choice(others))
+            if spans:
+                self._world.struck("rot found")
+            self._world.deliver_in(0.0, actor, Damaged(spans))
 
     def _clock(self, actor: Actor) -> None:
         """No battery behind the clock: it comes up weeks off, then NTP corrects it."""

@@ -15,7 +15,7 @@ import hashlib
 import heapq
 import itertools
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -35,6 +35,7 @@ from .keys import SimKey
 from .links import DIAL_S, Links
 from .network import CALM, Network, Weather, draw_weather
 from .outside import Hub, Rehearsed, Service
+from .owner import Owner
 
 REST_S = 60.0
 """Calm at the end: ten election timeouts and every backoff of a run that failed in the storm. A short seed has half of
@@ -129,15 +130,16 @@ class World:
         """Probability that a node loses power just after it voted: the moment a vote must be on disk already."""
         self.webhook_s = self._rng.choice((0.7, 2.0, 5.0))
         self.retention = Retention()
+        self.owner = Owner(self, Random(f"owner {plan.seed}"))
+        self.forgot_at = -NEVER
+        """When a disk last lost something."""
+        self.faults: Counter[str] = Counter()
+        """Name → how often it struck."""
 
     # running -------------------------------------------------------------------------------------------------
     def run(self) -> str:
         """Play the plan; the digest of its trace. Raises `Violation`."""
-        from .storm import (  # the storm acts on a world; a world knows it only while it plays
-            Storm,
-            draw_retention,
-            draw_theme,
-        )
+        from .storm import Storm, draw_retention, draw_theme  # they act on a world, which knows them only here
 
         self.theme = self.plan.theme or draw_theme(self._rng)
         self.retention = draw_retention(Random(self.plan.seed))
@@ -279,9 +281,14 @@ class World:
         self.hub.hang_up(actor.disk.node)
         self.links.lose(actor, silently)
 
+    def struck(self, name: str) -> None:
+        """A fault of this name has just been done."""
+        self.faults[name] += 1
+
     def lose_disk(self, actor: Actor) -> None:
         """A new card in a dead board: it comes back with another key, so as another node, and no vote."""
         self.crash(actor)
+        self.forgot_at = self.now
         actor.disk.close()
         actor.disk = self._new_disk(actor.number)
         self.by_id[actor.disk.node] = actor

@@ -204,6 +204,16 @@ def test_the_disk_gets_term_vote_and_voters_together() -> None:
     assert last == HardState(2, B, ABC, 7)
 
 
+def test_a_candidate_with_older_voters_is_told_the_newer_and_leads_where_it_is_the_only_one_left() -> None:
+    """Its leader removed itself, and fell before the last voter had heard of it."""
+    wire, only_a = Wire(), Voters(3, 2, (A,))
+    last = elector(A, Voters(2, 2, (A, B)), wire, hard=HardState(2, voters=Voters(2, 2, (A, B))))
+    gone = elector(B, only_a, wire, hard=HardState(2, voters=only_a))
+    wire.link_all()
+    wire.run_until(lambda: last.role == "leader", within=30)
+    assert last.voters.voters == gone.voters.voters == (A,)
+
+
 def test_a_vote_is_returned_after_the_order_to_save_it() -> None:
     node, wire = alone()
     out = node.handle(Received(B, RequestVote(2, False, ABC)), wire.now)

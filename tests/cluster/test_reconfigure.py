@@ -17,7 +17,7 @@ from piclusterd.cluster.reconfigure import (
 )
 from piclusterd.cluster.voter_config import config_id, is_newer, restamped
 from piclusterd.errors import Unavailable, UserError
-from piclusterd.events import Answer
+from piclusterd.events import Answer, Rules
 from piclusterd.ids import NodeId
 from piclusterd.wire import ConfigId, Voters
 
@@ -30,7 +30,7 @@ ADD_D, REMOVE_C = Change("add", D), Change("remove", C)
 class Desk:
     """A, who leads term 2. What others report is in the sets a test fills."""
 
-    def __init__(self, config: Voters = ABC, active: bool = True, stored: bool = True) -> None:
+    def __init__(self, config: Voters = ABC, active: bool = True, stored: bool = True, **rules: bool) -> None:
         self.behind: list[NodeId] = []
         self.silent: list[NodeId] = []
         self.saved = True
@@ -41,7 +41,7 @@ class Desk:
             heard=lambda node, now: node not in self.silent,
             saved=lambda: self.saved,
         )
-        self.machine = Reconfigure(A, looks)
+        self.machine = Reconfigure(A, looks, Rules(**rules))
         self.machine.elected(2, config)
         if active:
             self.machine.activated()
@@ -189,6 +189,25 @@ def test_a_change_waits_for_the_config_before_to_be_stored() -> None:
     desk = Desk(stored=False)
     assert desk.propose(ADD_D) == []
     assert desk.held(B) == [NewVoters(Voters(2, 2, (A, B, C, D)))]
+
+
+def test_without_the_rule_of_terms_what_an_older_term_stored_is_taken_for_stored() -> None:
+    desk = Desk(stored=False, config_in_term=False)
+    assert desk.propose(ADD_D) == [NewVoters(Voters(2, 2, (A, B, C, D)))]
+    desk.machine.on_held(B, 2, ConfigId(1, 2))
+    desk.machine.on_held(C, 2, None)
+    assert not desk.stored()
+    desk.machine.on_held(C, 2, ConfigId(1, 1))
+    desk.machine.on_held(D, 3, ConfigId(1, 2))
+    assert not desk.stored()
+    desk.machine.on_held(C, 2, ConfigId(2, 2))
+    assert desk.stored()
+
+
+def test_without_the_rule_of_catching_up_a_voter_is_added_that_holds_nothing() -> None:
+    desk = Desk(catch_up=False)
+    desk.behind, desk.carried = [D], False
+    assert desk.propose(ADD_D) == [NewVoters(Voters(2, 2, (A, B, C, D)))]
 
 
 def test_a_change_that_would_stop_the_cluster_waits() -> None:

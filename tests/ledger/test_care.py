@@ -21,6 +21,7 @@ from piclusterd.events import (
     Read,
     Received,
     Recovered,
+    Rules,
     Send,
     Shutdown,
     Stored,
@@ -38,9 +39,9 @@ DIGEST = b"digest.."
 class House:
     """A Care with what it looks at, and three voters."""
 
-    def __init__(self, lost: str = "", damaged: tuple[Span, ...] = ()) -> None:
+    def __init__(self, lost: str = "", damaged: tuple[Span, ...] = (), **rules: bool) -> None:
         self.held = {LOG: 5, THEIRS: 3}
-        self.care = Care(ME, LOG, self.held, lambda: DIGEST, itertools.count(1), lost, damaged)
+        self.care = Care(ME, LOG, self.held, lambda: DIGEST, itertools.count(1), lost, damaged, Rules(**rules))
 
     def on(self, event: object, now: float = 0.0) -> list[Output]:
         return self.care.handle(event, now, (ME, B, C), 2)  # type: ignore[arg-type]
@@ -79,6 +80,14 @@ def test_a_disk_put_back_opens_a_new_log_and_votes_again_when_it_holds_what_othe
     assert out[0] == Recovered()
     assert "whole again" in alarms(out)[0]
     assert (house.care.may_vote, house.may_stand()) == (True, True)
+
+
+def test_without_the_rule_of_epochs_it_goes_on_in_its_old_log() -> None:
+    house = House(epoch_bump=False)
+    (alarm,) = house.told(B, ours=7, theirs=3)
+    assert isinstance(alarm, LedgerAlarm)
+    assert not house.care.may_vote
+    assert not house.care.rewind.suspended
 
 
 def test_who_lost_its_ledger_does_not_vote_until_then() -> None:

@@ -68,9 +68,10 @@ class Desk:
         self.term, self.leader = term, A
         return self.machine.note(Elected(term, self.voters))
 
-    def held_by(self, node: NodeId, held: dict[LogId, int], term: Term | None = None) -> list[Output]:
+    def held_by(self, node: NodeId, held: dict[LogId, int], term: Term | None = None, life: int = 0) -> list[Output]:
         heads = tuple(Head(*log, seq) for log, seq in sorted(held.items()))
-        return self.handle(Received(node, Held(self.term if term is None else term, digest(heads), heads)))
+        said = Held(self.term if term is None else term, digest(heads), heads, life=life)
+        return self.handle(Received(node, said))
 
     def appended(self, token: int, seq: int) -> list[Output]:
         return self.handle(Appended(token, (ENTRY,), (fact(LOG, seq),)))
@@ -163,6 +164,21 @@ def test_what_a_voter_once_held_it_holds_though_messages_overtake() -> None:
     desk.held_by(B, {LOG: 9})
     desk.held_by(B, {LOG: 3})
     assert desk.machine.copies(LOG, 9) == 1
+
+
+def test_what_a_voter_held_before_it_restarted_it_may_have_forgotten() -> None:
+    """A disk put back: one copy less, though it said so in this very term, and though its old word comes late."""
+    desk = Desk((A, B, C, D, E))
+    desk.lead()
+    desk.held_by(B, {LOG: 2}, life=4)
+    assert desk.machine.copies(LOG, 2) == 1
+    desk.handle(Received(B, Held(1, b"another", None, life=5)))
+    assert desk.machine.copies(LOG, 2) == 0
+    desk.held_by(B, {LOG: 1}, life=5)
+    desk.held_by(B, {LOG: 2}, life=4)
+    assert (desk.machine.copies(LOG, 1), desk.machine.copies(LOG, 2)) == (1, 0)
+    desk.held_by(B, {LOG: 2}, life=5)
+    assert desk.machine.copies(LOG, 2) == 1
 
 
 def test_a_digest_equal_to_ours_stands_for_our_heads() -> None:

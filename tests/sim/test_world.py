@@ -99,9 +99,9 @@ def test_two_leaders_of_one_term_are_seen(world: World) -> None:
 
 def test_two_active_coordinators_of_one_term_are_seen(world: World) -> None:
     world.checks.elected(A, 1)
-    world.checks.activated(A, 1)
+    world.checks.activated(world.actors[0], 1)
     with pytest.raises(Violation, match=r"^I1"):
-        world.checks.activated(B, 1)
+        world.checks.activated(world.actors[1], 1)
 
 
 @pytest.mark.parametrize("hard", [HardState(4), HardState(5, B), HardState(5, A, incarnation=0)])
@@ -131,9 +131,9 @@ def test_a_webhook_called_taken_with_too_few_copies_is_seen(world: World) -> Non
     landed(world.checks, one, "k")
     landed(world.checks, world.actors[3].disk.node, "k")
     with pytest.raises(Violation, match=r"^I5"):
-        world.checks.called_taken("k")
+        world.checks.called_taken("k", world.voters)
     landed(world.checks, two, "k")
-    world.checks.called_taken("k")
+    world.checks.called_taken("k", world.voters)
 
 
 def test_a_webhook_called_taken_behind_the_newest_coordinators_back_is_seen(world: World) -> None:
@@ -144,18 +144,51 @@ def test_a_webhook_called_taken_behind_the_newest_coordinators_back_is_seen(worl
         if actor.node is not None and not actor.node.replicate.active:
             landed(world.checks, actor.disk.node, "k")
     with pytest.raises(Violation, match=r"^I3"):
-        world.checks.called_taken("k")
+        world.checks.called_taken("k", world.voters)
 
 
 def test_a_coordinator_that_serves_without_a_taken_webhook_is_seen(world: World) -> None:
     one, two, three = world.voters.voters
     for node in (one, two):
         landed(world.checks, node, "k")
-    world.checks.called_taken("k")
+    world.checks.called_taken("k", world.voters)
     world.checks.elected(two, 2)
-    world.checks.activated(two, 2)
+    world.checks.activated(world.by_id[two], 2)
     with pytest.raises(Violation, match=r"^I6"):
-        world.checks.activated(three, 3)
+        world.checks.activated(world.by_id[three], 3)
+
+
+def test_a_coordinator_whose_journal_does_not_know_a_taken_webhook_is_seen(world: World) -> None:
+    world.open()
+    one, two, _ = world.voters.voters
+    for node in (one, two):
+        landed(world.checks, node, "k")
+    world.checks.called_taken("k", world.voters)
+    world.checks.elected(one, 1)
+    with pytest.raises(Violation, match=r"^I6 .*journal"):
+        world.checks.activated(world.by_id[one], 1)
+
+
+def test_a_config_whose_voters_lack_what_was_taken_is_seen(world: World) -> None:
+    one, two, three = world.voters.voters
+    for node in (one, two):
+        landed(world.checks, node, "k")
+    world.checks.called_taken("k", world.voters)
+    world.checks.config_made(Voters(1, 2, world.voters.voters))
+    with pytest.raises(Violation, match=r"^I5"):
+        world.checks.config_made(Voters(2, 2, (one, three)))
+    world.checks.config_made(Voters(3, 2, (one, two)))
+
+
+def test_a_log_that_two_cards_wrote_may_say_two_things_from_where_they_part(world: World) -> None:
+    log = LogId(NodeId("f" * 16), 1)
+    world.checks.cloned(log, 3)
+    for node in (A, B):
+        for seq in (1, 2, 3):
+            landed(world.checks, node, f"{seq}" if seq < 3 else f"{node}", seq)
+    world.checks.cloned(log, 4)
+    with pytest.raises(Violation, match=r"^I4"):
+        landed(world.checks, NodeId("d" * 16), "another", 1)
 
 
 def test_one_effect_tried_under_two_keys_is_seen(world: World) -> None:
