@@ -57,6 +57,12 @@ class House:
         for node in nodes or (B, C):
             self.pruning.handle(Received(node, Ping(1, SAME)), self.now)
 
+    def heard(self, *nodes: NodeId) -> House:
+        """They said what they hold: nothing."""
+        for node in nodes:
+            self.pruning.handle(Received(node, Held(0, OTHER, ())), self.now)
+        return self
+
     def answer(self, effect: Output, more: bool = False, why: str = "") -> list[Output]:
         assert isinstance(effect, Forget)
         return self.pruning.handle(Forgot(effect.token, more, why), self.now)
@@ -79,7 +85,7 @@ def done(effect: Output) -> tuple[int, str]:
 
 # ending ----------------------------------------------------------------------------------------------------------
 def test_what_is_old_and_enough_is_ended_once() -> None:
-    house = House(history(100))
+    house = House(history(100)).heard(B)
     assert house.look() == [AddCheckpoint(1, MINE, 19, 8)], "the newest stays"
     assert house.look(100.0) == [], "the first is still with the disk"
     house.pruning.handle(Appended(1, (), ()), house.now)
@@ -94,11 +100,11 @@ def test_what_is_old_and_enough_is_ended_once() -> None:
     ("facts", "held"), [(history(90), 20), (history(100), 15), (history(100, (15, 50)), 30), ((), 20)]
 )
 def test_what_is_young_or_little_is_not_ended(facts: tuple[Fact, ...], held: int) -> None:
-    assert House(facts, held=held).look() == []
+    assert House(facts, held=held).heard(B).look() == []
 
 
 def test_it_looks_no_more_often_than_it_should() -> None:
-    house = House(history(100))
+    house = House(history(100)).heard(B)
     assert house.pruning.deadline() == 1.0
     assert house.look(0.5) == []
     assert house.look(0.5) != []
@@ -106,7 +112,7 @@ def test_it_looks_no_more_often_than_it_should() -> None:
 
 
 def test_a_node_without_a_log_or_with_rot_or_that_forgot_ends_nothing() -> None:
-    house = House(history(100))
+    house = House(history(100)).heard(B)
     house.log = None
     assert house.look() == []
     house.log, house.damaged = MINE, True
@@ -118,7 +124,7 @@ def test_a_node_without_a_log_or_with_rot_or_that_forgot_ends_nothing() -> None:
 
 
 def test_a_checkpoint_that_is_refused_is_tried_again_later() -> None:
-    house = House(history(100))
+    house = House(history(100)).heard(B)
     house.look()
     house.pruning.handle(AppendFailed(1, "too much is open"), house.now)
     house.pruning.handle(AppendFailed(99, "somebody else's"), house.now)
@@ -129,12 +135,25 @@ def test_a_checkpoint_that_is_refused_is_tried_again_later() -> None:
 
 
 def test_a_clock_that_jumps_ages_nothing_by_more_than_a_gap() -> None:
-    house = House((fact(1, 0), fact(2, 1_000_000)))
+    house = House((fact(1, 0), fact(2, 1_000_000))).heard(B)
     house.pruning.grew([fact(3, 9_000_000)])
     assert house.look() != [], "two gaps of 50 s"
-    house = House((fact(1, 0), fact(2, 1_000_000)))
+    house = House((fact(1, 0), fact(2, 1_000_000))).heard(B)
     house.pruning.grew([fact(3, 500), fact(4, 1_000_040)])
     assert house.look() == []
+
+
+def test_nothing_is_ended_before_a_majority_of_the_voters_said_what_it_holds() -> None:
+    """An older image of the card might end its log where it went on long ago."""
+    house = House(history(100))
+    house.voters = (A, B, C, D)
+    assert house.look() == []
+    assert house.heard(B).look() == []
+    assert house.heard(C).look() != []
+    house = House(history(100))
+    house.voters = (B,)
+    assert house.look() == []
+    assert house.heard(B).look() != []
 
 
 # forgetting ------------------------------------------------------------------------------------------------------
