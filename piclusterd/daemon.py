@@ -10,7 +10,6 @@ Every resource is entered on one exit stack, so that a start that fails half-way
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import random
@@ -28,8 +27,9 @@ import click
 from . import __version__
 from .board import listen_fds, logs
 from .board.facts import describe_node
+from .board.private import hold
 from .board.sd_notify import Notifier
-from .cluster import hardstate, identity
+from .cluster import denylist, hardstate, identity
 from .cluster.discovery import Advert, Discovery, Sighting, lan_addresses
 from .cluster.join import Founding, JoinDesk
 from .cluster.link import TIMINGS
@@ -100,7 +100,7 @@ class Daemon:
                 fix="Run `picluster init --cluster NAME` on the first node, `picluster join TOKEN` on the others.",
             )
         self.me = me
-        self._stack.callback(os.close, await asyncio.to_thread(_lock, state))
+        self._stack.callback(os.close, await asyncio.to_thread(hold, state))
         told = await asyncio.to_thread(identity.joined, me.directory)
         self.told = told or identity.Told()
         self.models = self._resolve_models()
@@ -124,10 +124,11 @@ class Daemon:
         )
         self.hands = Hands(
             self.mailbox, self.links, self.ledger, self.desk.serving, await self._services(), self._votes_dir(),
-            self.desk.run_hub if config.hub.url else None, self._on_note,
+            self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
         self.node = await self._make_node(hard or HardState(), no_votes)
+        self.links.deny({*self.node.removals.denied, *await asyncio.to_thread(denylist.load, me.directory)})
         await self._open_doors()
         self._task(self._move(), "node")
         self._task(self._watch_loop(), "loop lag")
@@ -230,7 +231,8 @@ class Daemon:
             return self.told.voters, []
         founding = await asyncio.to_thread(Founding, self.me.directory)
         tokens = Tokens(self.me.directory, self.me.ca_pin)
-        return founding.voters, JoinDesk(self.me, tokens, founding, self._peer_addresses, self._on_sealed).routes()
+        desk = JoinDesk(self.me, tokens, founding, self._peer_addresses, self._on_sealed, lambda: self.links.denied)
+        return founding.voters, desk.routes()
 
     async def _on_sealed(self, voters: Voters) -> None:
         await self.mailbox.post(Sealed(voters))
@@ -344,22 +346,6 @@ class Daemon:
                 await self._stack.aclose()
         except TimeoutError:
             log.warning("not everything closed within %s s", STOP_S)
-
-
-def _lock(state: Path) -> int:
-    """One daemon a state directory: two would extend one log, and vote twice. The kernel lets go when a process ends.
-
-    Returns the file descriptor that holds the lock. Raises `UserError`.
-    """
-    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UserError(
-            f"another piclusterd runs on {state}", "it holds the lock there", "Stop it, or give this one a state_dir."
-        ) from None
-    return lock
 
 
 def _wall_ms() -> int:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -25,8 +25,18 @@ from .cluster.identity import Identity
 from .cluster.links import Links
 from .cluster.tokens import Tokens
 from .config import Config
-from .errors import PiclusterError, UserError
-from .events import ChangeVoters, Choice, HookArrived, HookTaken, LeaderChanged, MoveLeadership, Snapshot, WhoServes
+from .errors import PiclusterError, Unavailable, UserError
+from .events import (
+    ChangeVoters,
+    Choice,
+    HookArrived,
+    HookTaken,
+    LeaderChanged,
+    MoveLeadership,
+    RemoveNode,
+    Snapshot,
+    WhoServes,
+)
 from .ids import NodeId, Term
 from .inference.pool import Pool
 from .inference.serving import Serving
@@ -57,10 +67,16 @@ MOVE_LEADERSHIP = "move-leadership"
 """Likewise. Its request carries a `MoveWish`, its answer a `LeaderChanged`."""
 MOVE_S = 25.0
 """Longer than an heir is given (`cluster.handover.MOVE_FACTOR`)."""
+REMOVE_NODE = "remove-node"
+"""Likewise. The coordinator's own entries are pushed to all: a removal is known everywhere one commit later."""
+RECOVERY_TRIES = 5
+"""Two seconds apart: longer than a new coordinator needs to recover."""
 SOURCES = ("linear", "github", "notion")
 
 Secret = Callable[[str], tuple[str, ...]]
 """File name → its non-empty lines."""
+Errand = tuple[type[msgspec.Struct], Callable[[Any], Awaitable[Any]], Any, float]
+"""Wish, how it is granted here, the answer's type, how long another node may take for it (seconds)."""
 
 
 class Desk:
@@ -92,6 +108,11 @@ class Desk:
         self._secrets = {source: secret(file) for source, file in files.items() if file}
         self._keys = frozenset(secret(config.api.keys_file)) if config.api.keys_file else frozenset()
         self._hub_token = secret(config.hub.token_file)[0] if config.hub.url else ""
+        self._errands: dict[str, Errand] = {
+            CHANGE_VOTERS: (admin.VoterWish, self._change_voters_here, Voters, CHANGE_S),
+            MOVE_LEADERSHIP: (admin.MoveWish, self._move_leadership_here, LeaderChanged, MOVE_S),
+            REMOVE_NODE: (admin.RemoveWish, self._remove_node_here, NodeId, ANSWER_S),
+        }
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
@@ -103,7 +124,12 @@ class Desk:
             take_hook=self.take_hook,
             bus=self._bus,
             admin=admin.AdminDoors(
-                self._create_token, self._list_tokens, self._revoke_token, self._change_voters, self._move_leadership
+                self._create_token,
+                self._list_tokens,
+                self._revoke_token,
+                self._change_voters,
+                self._move_leadership,
+                self._remove_node,
             ),
             meters=self.meters,
             edge=self._edge,
@@ -139,12 +165,9 @@ class Desk:
         return self._links.request(peer, name, body, RELAY_SILENCE_S)
 
     async def serve_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        if name == CHANGE_VOTERS:
-            changed = await self._change_voters_here(msgspec.json.decode(body, type=admin.VoterWish))
-            yield msgspec.json.encode(changed)
-            return
-        if name == MOVE_LEADERSHIP:
-            yield msgspec.json.encode(await self._move_leadership_here(msgspec.json.decode(body, type=admin.MoveWish)))
+        if name in self._errands:
+            shape, here, _, _ = self._errands[name]
+            yield msgspec.json.encode(await here(msgspec.json.decode(body, type=shape)))
             return
         if name == renewal.REQUEST:
             called = self._links.peers()[peer].name
@@ -203,13 +226,45 @@ class Desk:
         return Tokens(self._me.directory, self._me.ca_pin)
 
     async def _change_voters(self, wish: admin.VoterWish) -> Voters:
-        """By the coordinator, which may be another node."""
-        view = await self.view()
-        if view.leader is None or view.leader == self._me.node:
-            return await self._change_voters_here(wish)
-        body = msgspec.json.encode(wish)
-        async with aclosing(self._links.request(view.leader, CHANGE_VOTERS, body, CHANGE_S)) as chunks:
-            return msgspec.json.decode(b"".join([chunk async for chunk in chunks]), type=Voters)
+        voters: Voters = await self._errand(CHANGE_VOTERS, wish, (await self.view()).leader)
+        return voters
+
+    async def _move_leadership(self, wish: admin.MoveWish) -> LeaderChanged:
+        moved: LeaderChanged = await self._errand(MOVE_LEADERSHIP, wish, (await self.view()).leader)
+        return moved
+
+    async def _remove_node(self, wish: admin.RemoveWish) -> NodeId:
+        """Its office first, then its vote, then itself: each by whoever coordinates at the time."""
+        view, node = await self.view(), NodeId(wish.node)
+        at = view.leader
+        if node == self._me.node:
+            raise UserError("a node cannot remove itself", "nobody would tell the others.", "Ask on another node.")
+        if at == node:
+            at = (await self._move_leadership(admin.MoveWish())).leader
+        if node in view.voters:
+            await self._take_vote(node, at)
+        removed: NodeId = await self._errand(REMOVE_NODE, wish, at)
+        return removed
+
+    async def _take_vote(self, node: NodeId, at: NodeId | None) -> None:
+        """A coordinator that was elected just now changes no voters before its recovery is over."""
+        for _ in range(RECOVERY_TRIES):
+            try:
+                await self._errand(CHANGE_VOTERS, admin.VoterWish("remove", node), at)
+                return
+            except Unavailable as fault:
+                refused = fault
+                await asyncio.sleep(refused.retry_after_s)
+        why = f"it votes, and its vote cannot be taken away: {refused}"
+        raise Unavailable(f"{node} was not removed", why, "Bring back the other voters, then ask again.")
+
+    async def _errand(self, name: str, wish: msgspec.Struct, at: NodeId | None) -> Any:
+        """`wish`, granted by the coordinator `at`, which may be another node; here where there is none."""
+        _, here, answer, patience_s = self._errands[name]
+        if at is None or at == self._me.node:
+            return await here(wish)
+        async with aclosing(self._links.request(at, name, msgspec.json.encode(wish), patience_s)) as chunks:
+            return msgspec.json.decode(b"".join([chunk async for chunk in chunks]), type=answer)
 
     async def _change_voters_here(self, wish: admin.VoterWish) -> Voters:
         ask = partial(ChangeVoters, what=wish.what, node=NodeId(wish.node))
@@ -217,20 +272,16 @@ class Desk:
         log.info("voters changed by hand: %s %s", wish.what, wish.node)
         return voters
 
-    async def _move_leadership(self, wish: admin.MoveWish) -> LeaderChanged:
-        """By the coordinator, which may be another node."""
-        view = await self.view()
-        if view.leader is None or view.leader == self._me.node:
-            return await self._move_leadership_here(wish)
-        body = msgspec.json.encode(wish)
-        async with aclosing(self._links.request(view.leader, MOVE_LEADERSHIP, body, MOVE_S)) as chunks:
-            return msgspec.json.decode(b"".join([chunk async for chunk in chunks]), type=LeaderChanged)
-
     async def _move_leadership_here(self, wish: admin.MoveWish) -> LeaderChanged:
         ask = partial(MoveLeadership, to=NodeId(wish.node) if wish.node else None)
         now: LeaderChanged = await self._mailbox.ask(ask, MOVE_S)
         log.info("leadership moved by hand: %s leads term %d", now.leader, now.term)
         return now
+
+    async def _remove_node_here(self, wish: admin.RemoveWish) -> NodeId:
+        removed: NodeId = await self._mailbox.ask(partial(RemoveNode, node=NodeId(wish.node)), ANSWER_S)
+        log.warning("node %s was removed by hand", removed)
+        return removed
 
     async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
         token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses)

@@ -191,6 +191,14 @@ class ChangeVoters:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveNode:
+    """The owner removes a member for good. Answered with its id once that is durable here, or a `PiclusterError`."""
+
+    ticket: Ticket
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class MoveLeadership:
     """The owner wants another voter to coordinate: `to`, or the best there is. Answered with the `LeaderChanged` that
     says who leads afterwards, or with a `PiclusterError`."""
@@ -223,7 +231,7 @@ Event = (
     DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
     | Forgot | Damaged | Diverged
     | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | MoveLeadership
-    | DiskProbed | Snapshot | Shutdown
+    | RemoveNode | DiskProbed | Snapshot | Shutdown
 )  # fmt: skip
 
 
@@ -338,6 +346,13 @@ class CloseHub:
 
 
 @dataclass(frozen=True, slots=True)
+class Deny:
+    """All that were ever removed: their links end now, and there are no others."""
+
+    nodes: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """Resolves a ticket. `value` is what the event's docstring says, or a `PiclusterError`."""
 
@@ -359,7 +374,7 @@ class Stopped:
 
 Effect = (
     Send | SaveHardState | Append | Store | Read | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk | Ask
-    | CallOut | OpenHub | CloseHub | Answer | Noted | Stopped
+    | CallOut | OpenHub | CloseHub | Deny | Answer | Noted | Stopped
 )  # fmt: skip
 
 

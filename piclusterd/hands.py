@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
-from .cluster import hardstate
+from .cluster import denylist, hardstate
 from .cluster.links import Links
 from .errors import Broken, Overloaded, PiclusterError, Unavailable, UserError
 from .events import (
@@ -27,6 +27,7 @@ from .events import (
     CallOut,
     CloseHub,
     Damaged,
+    Deny,
     DiskProbed,
     Diverged,
     Effect,
@@ -50,7 +51,7 @@ from .events import (
     Stored,
 )
 from .folding import MEANING
-from .ids import Term
+from .ids import NodeId, Term
 from .inference.serving import Serving
 from .integrations.outcome import CallFailed
 from .ledger.writer import LedgerWriter
@@ -86,8 +87,12 @@ class Hands:
         votes: Path,
         hub: Callable[[Term], Coroutine[Any, Any, None]] | None,
         on_note: Callable[[Note], None],
+        identity: Path,
     ) -> None:
-        """`votes` is the directory of the hard state. `hub(term)` runs the hub client until cancelled; None: no hub."""
+        """`votes` is the directory of the hard state, `identity` that of keys and deny-list.
+
+        `hub(term)` runs the hub client until cancelled; None: no hub.
+        """
         self._mailbox = mailbox
         self._links = links
         self._ledger = ledger
@@ -96,6 +101,8 @@ class Hands:
         self._votes = votes
         self._hub = hub
         self._on_note = on_note
+        self._identity = identity
+        self._noting = asyncio.Lock()
         self._hub_task: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,6 +124,9 @@ class Hands:
                 self._open_hub(term)
             case CloseHub():
                 self._close_hub()
+            case Deny(nodes):
+                self._links.deny({*self._links.denied, *nodes})
+                self._start(self._note_denied(nodes))
             case Answer(ticket, value):
                 self._mailbox.answer(ticket, value)
             case Noted(note):
@@ -241,6 +251,14 @@ class Hands:
             log.error("the ledger cannot be read: %s", fault)
             entries = ()
         await self._mailbox.post(EntriesRead(effect.token, entries))
+
+    async def _note_denied(self, nodes: tuple[NodeId, ...]) -> None:
+        """In force already, and in the ledger: the file is for the day on which that is lost."""
+        async with self._noting:
+            try:
+                await asyncio.to_thread(denylist.save, self._identity, nodes)
+            except (OSError, PiclusterError) as fault:
+                log.error("the deny-list beside the identity is not up to date: %s", fault)
 
     # models and services -------------------------------------------------------------------------------------
     async def _ask(self, effect: Ask) -> None:

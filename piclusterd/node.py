@@ -1,6 +1,6 @@
 """The hall: every event goes to the deciders, every effect goes out, and no policy lives here.
 
-    event ─▶ those of: membership, election, reconcile, care, replicate, intake, runs ─▶ effects
+    event ─▶ those of: membership, election, reconcile, care, replicate, intake, runs … ─▶ effects
                             ▲      notes (Elected, LedgerGrew, Durable …) go round until none is left
 
 The order matters once: election sees a message first, so that the ledger's deciders answer in the newest term. And the
@@ -21,6 +21,7 @@ from .cluster.fitness import Fitness
 from .cluster.handover import Handover, HeirLooks
 from .cluster.membership import Membership
 from .cluster.reconfigure import Change, Decision, Looks, NewVoters, Reconfigure, Retire, Standing
+from .cluster.removals import Removals
 from .cluster.suspicion import Guards
 from .cluster.voter_config import config_id
 from .events import (
@@ -51,6 +52,7 @@ from .events import (
     Noted,
     Output,
     Received,
+    RemoveNode,
     Sealed,
     Send,
     Shutdown,
@@ -155,6 +157,7 @@ class Node:
         self.pruning = make_pruning(
             self.membership, self.election, self.reconcile, self.care, setup.retention, tokens, setup.rules, now, ledger
         )
+        self.removals = Removals(self.membership, lambda: self.election.voters.voters, tokens, ledger, now)
         timed = (
             self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure, self.handover,
             self.care, self.pruning,
@@ -208,6 +211,7 @@ class Node:
         """Who hears of what, in order. What is not listed concerns nobody."""
         members, election, reconcile, intake, runs, voters, handover, care, pruning = self._timed
         replicate: Turn = (None, self._replicate)
+        removals: Turn = (None, self.removals.handle)
         linked = (members, election, reconcile, care, replicate)
         return {
             **dict.fromkeys((Ping, Ack), (members, reconcile, pruning)),
@@ -223,9 +227,10 @@ class Node:
             Sealed: (election,),
             ChangeVoters: (voters,),
             **dict.fromkeys((MoveLeadership, DiskProbed), (handover,)),
-            Appended: (reconcile, care, replicate, intake, voters, handover, pruning),
+            Appended: (reconcile, care, replicate, intake, voters, handover, pruning, removals),
             Stored: (reconcile, care, replicate, intake, voters, handover),
-            AppendFailed: (replicate, intake, runs, handover, pruning),
+            AppendFailed: (replicate, intake, runs, handover, pruning, removals),
+            RemoveNode: (removals,),
             Forgot: (pruning,),
             EntriesRead: (reconcile, care),
             **dict.fromkeys((Damaged, Diverged), (care,)),
@@ -322,11 +327,14 @@ class Node:
         return []
 
     def _note(self, note: Note, now: float) -> list[Output]:
+        left: list[Output] = []
         if isinstance(note, LedgerGrew):
             fold(self.journal, note.facts)
             self.pruning.grew(note.facts)
+            left = self.removals.grew(note.facts, now)
         outputs = (
-            self._voters_note(note, now)
+            left
+            + self._voters_note(note, now)
             + self.replicate.note(note)
             + self.intake.note(note)
             + self.runs.note(note, now)

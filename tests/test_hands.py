@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, ledger: LedgerWriter, directory: Path) -> None:
         self.ledger = ledger
         self.mailbox = Mailbox(asyncio.get_running_loop().time)
-        self.hands = Hands(self.mailbox, UNUSED, ledger, UNUSED, {}, directory, None, lambda note: None)
+        self.hands = Hands(self.mailbox, UNUSED, ledger, UNUSED, {}, directory, None, lambda note: None, directory)
 
     async def on(self, effect: Effect, events: int = 1) -> list[Event]:
         self.hands.perform(effect)

@@ -24,6 +24,7 @@ from piclusterd.events import (
     CloseHub,
     Damaged,
     DeadlineReached,
+    Deny,
     Deposed,
     Diverged,
     Durable,
@@ -47,6 +48,7 @@ from piclusterd.events import (
     Read,
     Received,
     Recovered,
+    RemoveNode,
     SaveHardState,
     Send,
     Shutdown,
@@ -377,10 +379,10 @@ class House:
                 actor.answers[ticket] = value
             case Noted(note):
                 actor.noted.append(note)
-            case OpenHub(term):
-                actor.hub_term = term
-            case CloseHub():
-                actor.hub_term = None
+            case OpenHub() | CloseHub():
+                actor.hub_term = effect.term if isinstance(effect, OpenHub) else None
+            case Deny(nodes):
+                self.cut |= {node for node in nodes if node in self.by_id}
             case _:
                 raise AssertionError(effect)
 
@@ -636,3 +638,31 @@ def test_rot_is_asked_for_and_keeps_a_node_from_standing() -> None:
     for due in (5.0, 8.0):
         node.handle(DeadlineReached(), due)
     assert node.election.role == "follower"
+
+
+# who was removed -------------------------------------------------------------------------------------------------
+def test_a_learner_that_is_removed_leaves_every_list_and_its_rows_stay() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack, learners=1)
+        leader, learner = house.coordinator(), house.actors[3]
+        house.run_until(lambda: len({a.node.reconcile.digest for a in house.actors}) == 1, within=10)
+        gone = learner.log.origin
+        house.tell(leader, RemoveNode(1, gone))
+        house.run_until(lambda: all(gone in a.node.removals.denied for a in house.actors[:3]), within=10)
+        assert leader.answers[1] == gone
+        for actor in house.actors[:3]:
+            assert gone not in [member.node for member in actor.node.view(house.now).members]
+            assert gone in [head.origin for head in actor.node.view(house.now).heads]
+
+
+def test_a_voter_is_removed_only_after_its_vote() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        leader = house.coordinator()
+        voter = next(actor for actor in house.actors if actor is not leader)
+        house.tell(leader, RemoveNode(1, voter.log.origin))
+        assert "is a voter" in str(leader.answers[1])
+        assert isinstance(house.change(leader, 2, "remove", voter.log.origin), Voters)
+        house.tell(leader, RemoveNode(3, voter.log.origin))
+        house.run_until(lambda: 3 in leader.answers, within=10)
+        assert leader.answers[3] == voter.log.origin

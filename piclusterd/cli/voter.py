@@ -16,6 +16,8 @@ from ..errors import NotFound
 from .client import Target, connect
 from .terminal import clean
 
+PREFIX_MIN = 4
+"""Digits of an id that may stand for it where they are one node's only."""
 CHANGE_S = 80.0
 """A change waits up to a minute to become possible: for the node to catch up, or for voters to come back."""
 
@@ -52,11 +54,12 @@ async def _change(where: Target, what: str, node: str) -> None:
 
 
 def chosen(names: dict[str, str], node: str) -> str:
-    """The id that `node`, a name or an id, means. Raises `NotFound`."""
+    """The id that `node`, a name, an id or the beginning of one, means. Raises `NotFound`."""
     if node in names:
         return node
     matches = [one for one, name in names.items() if name == node]
+    matches = matches or [one for one in names if len(node) >= PREFIX_MIN and one.startswith(node)]
     if len(matches) == 1:
         return matches[0]
-    why = f"{len(matches)} nodes have that name" if matches else "no member has that name or id"
+    why = f"{len(matches)} nodes are called so: {', '.join(matches)}" if matches else "no member has that name or id"
     raise NotFound(f"which node is {clean(node)}?", f"{why}.", "Use an id of `picluster status --json`.")

@@ -54,7 +54,7 @@ class Belief:
 
     def merge(self, news: Member, source: NodeId, now: float) -> list[Output]:
         """What follows from `source` saying `news`. Nonsense and old news change nothing."""
-        if news.state not in RANK or not is_node_id(news.node):
+        if news.state not in RANK or not is_node_id(news.node) or news.node in self._roster.banned:
             return []
         if news.node == self._me:
             return self._refute(news, now)

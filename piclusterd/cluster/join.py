@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
@@ -47,6 +47,9 @@ PEERS_MAX = 64
 """Addresses told to a joiner: it needs one that answers, and learns the rest from gossip."""
 ATTEMPT_TIMEOUT_S = 15.0
 """One request: a Pi with a busy SD card may take seconds to make the join durable."""
+
+
+ANOTHER_KEY = "Join with an empty state directory: it gets a new key."
 
 
 class _Ask(msgspec.Struct, frozen=True):
@@ -129,11 +132,12 @@ class JoinDesk:
         founding: Founding,
         peers: Callable[[], Iterable[str]],
         on_sealed: Callable[[Voters], Awaitable[None]],
+        denied: Callable[[], Container[NodeId]],
     ) -> None:
-        """`peers` gives `host:port` of peer listeners, our own first."""
+        """`peers` gives `host:port` of peer listeners, our own first; `denied`: who was removed."""
         assert identity.can_issue
         self._identity, self._tokens, self._founding = identity, tokens, founding
-        self._peers, self._on_sealed = peers, on_sealed
+        self._peers, self._on_sealed, self._denied = peers, on_sealed, denied
         self._one_at_a_time = asyncio.Lock()
 
     def routes(self) -> list[web.RouteDef]:
@@ -165,7 +169,10 @@ class JoinDesk:
     def _admit_durably(self, ask: _Ask, source: str) -> tuple[bytes, Voters | None]:
         name = checked_name(ask.name)
         node = node_id(key_of_request(ask.request.encode()).public_bytes_raw())
-        self._tokens.redeem(parse(ask.token), node, source)
+        token = parse(ask.token)
+        if node in self._denied():
+            raise Refused(f"{name} ({node}) was removed from this cluster", "its key is refused for good.", ANOTHER_KEY)
+        self._tokens.redeem(token, node, source)
         certificate = self._identity.issue(ask.request.encode(), name)
         log.info("admitted %s (%s) as %s", name, node, ask.role)
         return certificate, self._founding.admit(node, ask.role)

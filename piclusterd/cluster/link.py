@@ -42,6 +42,7 @@ CLOSE_S = 1.0
 
 # Private close codes (RFC 6455 §7.4.2).
 VIOLATION, REFUSED, VERSION, DUPLICATE, GOING_AWAY, SILENT, CONGESTED = 4000, 4001, 4002, 4003, 4004, 4005, 4006
+REMOVED = "it was removed from the cluster"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from .door import Door
 from .frames import FRAME_BYTES_MAX, RELAY, RELAYED, REQUEST_BYTES_MAX, REQUEST_NAME_CHARS_MAX, Hello
 from .greeting import Greeting, NotKept
 from .identity import Identity
-from .link import CLOSE_S, DUPLICATE, GOING_AWAY, REFUSED, Link, Socket, Timing, goodbye
+from .link import CLOSE_S, DUPLICATE, GOING_AWAY, REFUSED, REMOVED, Link, Socket, Timing, goodbye
 from .relay import Relay
 from .streams import Serve
 from .tunnel import Circuit, Tunnel
@@ -97,7 +97,7 @@ class Links:
         self._links: dict[NodeId, Link] = {}
         self._running: dict[Link, None] = {}  # the retired ones too
         self._asked: set[NodeId] = set()  # our hello is out and not answered
-        self._denied: frozenset[NodeId] = frozenset()
+        self.denied: frozenset[NodeId] = frozenset()
         self._dialler = Dialler(self._dial_once, self._links, rng, self._timing)
         self._relay = Relay(identity.node, self._links, self._dial_relayed, self._accept_relayed, rng, self._timing)
         self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
@@ -151,7 +151,7 @@ class Links:
     def reach(self, members: Iterable[NodeId]) -> None:
         """Have a link with all of these: whoever cannot be dialled is sought through neighbours. Call it often."""
         if not self._closing:
-            self._relay.want(node for node in members if node not in self._denied)
+            self._relay.want(node for node in members if node not in self.denied)
 
     def send(self, peer: NodeId, message: PeerMessage) -> bool:
         """Queue `message`. False: there is no link, or it is over. True promises nothing about arrival."""
@@ -186,10 +186,10 @@ class Links:
 
     def deny(self, nodes: Iterable[NodeId]) -> None:
         """Replace the deny-list: these get no link, and the ones they have end now."""
-        self._denied = frozenset(nodes)
+        self.denied = frozenset(nodes)
         for link in self._running:
-            if link.peer.node in self._denied:
-                link.end(REFUSED, "denied by the cluster")
+            if link.peer.node in self.denied:
+                link.end(REFUSED, REMOVED)
 
     def renew(self, identity: Identity) -> None:
         """Present a renewed certificate from the next handshake on."""
@@ -310,8 +310,8 @@ class Links:
 
     # both --------------------------------------------------------------------------------------------------------
     def _check_peer(self, node: NodeId) -> None:
-        if node in self._denied:
-            raise NotKept(REFUSED, f"{node} is denied by the cluster")
+        if node in self.denied:
+            raise NotKept(REFUSED, f"{node}: {REMOVED}")
         if self._closing or len(self._running) >= LINKS_MAX:
             raise NotKept(GOING_AWAY, "no more links here")
 

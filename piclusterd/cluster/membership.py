@@ -6,7 +6,7 @@ never to SWIM). A link coming up makes a member; a link going down starts suspic
     every period      A ──Ping──▶ B ──Ack──▶ A
     no Ack in time    A ──PingReq(B)──▶ C ──Ping──▶ B ──Ack──▶ C ──Ack──▶ A     C ──Nack──▶ A: C hears us, B is slow
     period over       A: B is suspect ──Gossip──▶ all     B: "alive, incarnation + 1" ──Gossip──▶ all
-    suspicion over    A: B has failed (it stays listed, and refutes when it comes back) until somebody removes it
+    suspicion over    A: B has failed (it stays listed, and refutes when it comes back) until it is removed (`removals`)
 
 What is believed of what others say is `belief`'s. Only the subject raises its incarnation. Facts are replaced as a
 whole by the higher version, whatever the state: a boot starts its versions above all of the boot before.
@@ -36,7 +36,6 @@ from random import Random
 
 import msgspec
 
-from ..errors import NotFound, UserError
 from ..events import (
     DeadlineReached,
     Event,
@@ -192,15 +191,13 @@ class Membership:
             if member.node != self.me:
                 self.roster.add(member, now)
 
-    def remove(self, node: NodeId, now: float) -> list[Output] | UserError:
-        """List `node` no longer, here and everywhere. Refused while it is here; it may still come back by itself."""
+    def remove(self, node: NodeId, now: float) -> list[Output]:
+        """List `node` never again: its owner removed it. Others hear of it at once, and for good from the ledger."""
+        self.roster.banned[node] = None
+        self._links.pop(node, None)  # it is about to be cut, and would only protest
         peer = self.peers.get(node)
-        if peer is None:
-            return NotFound(f"no member {node}", "It is not listed, or it is this node.")
-        if peer.member.state in HERE:
-            fix = "Stop its daemon first, or revoke its certificate."
-            return UserError(f"{self.roster.called(node)} is {peer.member.state}", "Only the gone can be removed.", fix)
-        return self._belief.bury(Member(node, peer.member.incarnation, "removed", Facts()), self.me, now)
+        tombstone = Member(node, peer.member.incarnation, "removed", Facts()) if peer else None
+        return self._belief.bury(tombstone, self.me, now) if tombstone else []
 
     def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
         peer = self.peers.get(sender)

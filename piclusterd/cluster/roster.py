@@ -1,7 +1,8 @@
 """The member list itself: its lines, and what is known of each member.
 
 Owns who is listed, who is suspected, and who was removed: a tombstone is kept for TOMBSTONE_S, so that a node with an
-old list cannot bring a removed member back. Decides nothing: `belief` says what goes in.
+old list cannot bring a removed member back here before it has read of the removal in the ledger itself. Decides
+nothing: `belief` says what goes in.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Roster:
         self.peers: dict[NodeId, Peer] = {}
         """Everybody else who is listed; only `put` and `bury` change whom and in which state."""
         self.removed: dict[NodeId, Peer] = {}
+        self.banned: dict[NodeId, None] = {}
+        """Whose removal the ledger tells: never listed again, whatever is said."""
         self.suspects: dict[NodeId, Suspicion] = {}
         self._here: list[NodeId] | None = None
         self.changes = 0

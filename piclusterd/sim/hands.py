@@ -22,6 +22,7 @@ from ..events import (
     Ask,
     CallOut,
     CloseHub,
+    Deny,
     Deposed,
     Durable,
     Effect,
@@ -113,6 +114,8 @@ class SimHands:
                 self._connect_hub(actor, term)
             case CloseHub():
                 self._world.hub.hang_up(actor.disk.node)
+            case Deny(nodes):
+                self._world.links.deny(actor, nodes)
             case Answer(ticket, value):
                 self._answered(actor, ticket, value)
             case Stopped():

@@ -8,10 +8,12 @@ A link that only one end believes in (half-open) carries nothing; a new dial tak
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from random import Random
 from typing import TYPE_CHECKING
 
 from ..events import LinkDown, LinkUp
+from ..ids import NodeId
 
 if TYPE_CHECKING:
     from .world import Actor, World
@@ -29,6 +31,8 @@ class Links:
         self._rng = rng
         self._ends: dict[tuple[int, int], None] = {}
         """(one, other): `one` believes in a link to `other`."""
+        self._denied: dict[tuple[int, NodeId], None] = {}
+        """(one, node): `one` lets no link with `node` come about any more."""
 
     def dial(self) -> None:
         for one, other in itertools.combinations(self._world.actors, 2):
@@ -48,6 +52,8 @@ class Links:
 
     def reach(self, one: Actor, other: Actor) -> bool:
         a, b = one.disk.node, other.disk.node
+        if (one.number, b) in self._denied or (other.number, a) in self._denied:
+            return False
         return self._world.network.passes(a, b) and self._world.network.passes(b, a)
 
     def _unlink_if_cut(self, one: Actor, other: Actor) -> None:
@@ -79,6 +85,13 @@ class Links:
         """Do both ends believe in it?"""
         ends, a, b = self._ends, one.number, other.number
         return (a, b) in ends and (b, a) in ends
+
+    def deny(self, actor: Actor, nodes: Iterable[NodeId]) -> None:
+        """`actor` has read that these were removed: what links it has with them end, and there are no others."""
+        self._denied.update({(actor.number, node): None for node in nodes})
+        for other in self._world.actors:
+            if (actor.number, other.disk.node) in self._denied:
+                self.unlink(actor, other)
 
     def lose(self, actor: Actor, silently: bool) -> None:
         """Its process is gone: its own ends with it, and the others notice unless it went `silently`."""

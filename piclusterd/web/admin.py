@@ -24,6 +24,7 @@ from aiohttp.typedefs import Handler
 
 from ..errors import NotFound, Refused, UserError
 from ..events import LeaderChanged
+from ..ids import NodeId
 from ..wire import Voters
 from .health import finite
 
@@ -46,6 +47,12 @@ class VoterWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /admin/voters`. `node` is an id of 16 hex digits."""
 
     what: Literal["add", "remove"]
+    node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
+
+class RemoveWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/removals`. `node` is an id of 16 hex digits."""
+
     node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
@@ -86,6 +93,8 @@ class AdminDoors:
     """The new voters, stored by a majority of them."""
     move_leadership: Callable[[MoveWish], Awaitable[LeaderChanged]]
     """Who leads afterwards."""
+    remove_node: Callable[[RemoveWish], Awaitable[NodeId]]
+    """Who is a member no more."""
 
 
 def as_json(value: object) -> Any:
@@ -150,11 +159,16 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
         wish = _decoded(await request.read() or b"{}", MoveWish, '{"node": "<id>"}')
         return web.json_response(as_json(await doors.move_leadership(wish)))
 
+    async def remove_node(request: web.Request) -> web.Response:
+        wish = _decoded(await request.read(), RemoveWish, '{"node": "<id>"}')
+        return web.json_response({"removed": await doors.remove_node(wish)})
+
     return [
         web.get("/status.json", show),
         web.get("/admin/view", owner_only(show)),
         web.post("/admin/voters", owner_only(change_voters)),
         web.post("/admin/coordinator", owner_only(move_leadership)),
+        web.post("/admin/removals", owner_only(remove_node)),
         web.post("/admin/tokens", owner_only(create)),
         web.get("/admin/tokens", owner_only(outstanding)),
         web.delete("/admin/tokens/{id}", owner_only(revoke)),

@@ -47,7 +47,7 @@ async def desk(founded: str, first: Path) -> AsyncIterator[str]:
 
     book = tokens.Tokens(me.directory, me.ca_pin)
     app = web.Application()
-    app.add_routes(JoinDesk(me, book, Founding(me.directory), lambda: ["192.0.2.1:7946"], sealed).routes())
+    app.add_routes(JoinDesk(me, book, Founding(me.directory), lambda: ["192.0.2.1:7946"], sealed, tuple).routes())
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=me.server_context()).start()

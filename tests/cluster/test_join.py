@@ -28,6 +28,7 @@ class Desk:
         self.tokens = Tokens(self.me.directory, self.me.ca_pin, lambda: self.now)
         self.founding = Founding(self.me.directory)
         self.sealed: list[Voters] = []
+        self.denied: list[NodeId] = []
         self.address = ""
 
     def routes(self) -> list[web.RouteDef]:
@@ -35,7 +36,7 @@ class Desk:
             self.sealed.append(voters)
 
         peers = ["10.0.0.1:7946", "10.0.0.2:7946", "10.0.0.1:7946"]
-        return JoinDesk(self.me, self.tokens, self.founding, lambda: peers, on_sealed).routes()
+        return JoinDesk(self.me, self.tokens, self.founding, lambda: peers, on_sealed, lambda: self.denied).routes()
 
 
 @asynccontextmanager

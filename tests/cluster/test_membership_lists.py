@@ -15,7 +15,6 @@ from piclusterd.cluster.own_facts import REFRESH_S, OwnFacts, load_moved
 from piclusterd.cluster.probing import RELAYS_MAX, Prober
 from piclusterd.cluster.roster import TOMBSTONE_S, Roster
 from piclusterd.cluster.suspicion import Guards
-from piclusterd.errors import NotFound, UserError
 from piclusterd.events import (
     DeadlineReached,
     FactsChanged,
@@ -62,9 +61,7 @@ def test_the_failed_stay_listed_until_somebody_removes_them_everywhere() -> None
     house = House(A, B, C, D)
     house.dies(D)
     house.wire.run_until(lambda: all(house.state(D, by=n) == "failed" for n in (A, B, C)), within=60)
-    out = house.nodes[A].remove(D, house.wire.now)
-    assert isinstance(out, list)
-    house.wire._perform(A, out)
+    house.wire._perform(A, house.nodes[A].remove(D, house.wire.now))
     house.wire.settle()
     assert all(D not in [m.node for m in house.nodes[n].members()] for n in (A, B, C))
     assert (D, "removed") in house.downs(B)
@@ -72,18 +69,24 @@ def test_the_failed_stay_listed_until_somebody_removes_them_everywhere() -> None
     assert all(D not in house.nodes[n].peers for n in (A, B, C)), "no old list brings it back"
 
 
-def test_only_the_gone_can_be_removed() -> None:
+def test_the_living_can_be_removed_and_their_protests_are_not_heard() -> None:
     node, wire = lone()
-    for refused, kind in ((node.remove(B, wire.now), UserError), (node.remove(NodeId("f" * 16), wire.now), NotFound)):
-        assert isinstance(refused, kind)
-    assert isinstance(node.remove(A, wire.now), NotFound)
-    assert B in node.peers
+    out = node.remove(B, wire.now)
+    assert MemberDown(B, B, "removed", "removed, says pi-a") in out
+    assert B not in [send.to for send in sends(out, Gossip)], "it would only refute"
+    for said in ("alive", "suspect", "removed"):
+        assert hears(node, C, Gossip((of(B, 9, said),)), wire.now) == []
+    assert B not in node.peers
+    node.handle(LinkUp(B), wire.now)
+    assert B not in node.peers
+    assert node.remove(B, wire.now) == node.remove(NodeId("f" * 16), wire.now) == []
 
 
-def test_a_removed_node_that_comes_back_is_told_and_listed_again() -> None:
+def test_a_node_whose_removal_is_only_rumoured_is_told_and_listed_again() -> None:
+    """The ledger alone says who was removed; a rumour of it ends with the proof of the contrary."""
     node, wire = lone()
     dead(node, B, wire.now)
-    node.remove(B, wire.now)
+    hears(node, C, Gossip((of(B, 0, "removed"),)), wire.now)
     (opening,) = [s for s in sends(node.handle(LinkUp(B), wire.now), PushPull) if s.to == B]
     assert isinstance(opening.message, PushPull)
     assert (B, "removed") in [(m.node, m.state) for m in opening.message.members]

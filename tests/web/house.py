@@ -14,7 +14,7 @@ from piclusterd.errors import PiclusterError
 from piclusterd.events import HookTaken, LeaderChanged
 from piclusterd.ids import NodeId, RunId
 from piclusterd.views import MemberView, RunView, View
-from piclusterd.web.admin import AdminDoors, MoveWish, TokenLine, TokenMade, TokenWish, VoterWish
+from piclusterd.web.admin import AdminDoors, MoveWish, RemoveWish, TokenLine, TokenMade, TokenWish, VoterWish
 from piclusterd.web.app import Doors, make_app, serve
 from piclusterd.web.stream import EventBus
 from piclusterd.wire import Facts, Head, Hook, ModelFacts, Voters
@@ -118,10 +118,14 @@ class Node:
     async def move_leadership(self, wish: MoveWish) -> LeaderChanged:
         return LeaderChanged(13, NodeId(wish.node or node(2)))
 
+    async def remove_node(self, wish: RemoveWish) -> NodeId:
+        return NodeId(wish.node)
+
     def doors(self, **changes: Any) -> Doors:
         admin = AdminDoors(
-            self.create_token, self.list_tokens, self.revoke_token, self.change_voters, self.move_leadership
-        )
+            self.create_token, self.list_tokens, self.revoke_token, self.change_voters, self.move_leadership,
+            self.remove_node,
+        )  # fmt: skip
         told: dict[str, Any] = {
             "name": "pi-1",
             "release": "0.1.0",
