@@ -284,12 +284,12 @@ class Desk:
         return removed
 
     async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
-        token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses)
+        token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses, wish.role)
         return admin.TokenMade(token, token.split(".")[2], next(iter(self.addresses), ""), wish.ttl_s)
 
     async def _list_tokens(self) -> list[admin.TokenLine]:
         infos = await asyncio.to_thread(self._tokens().list)
-        return [admin.TokenLine(info.id, int(info.expires - time.time()), info.uses_left) for info in infos]
+        return [admin.TokenLine(info.id, int(info.expires - time.time()), info.uses_left, info.role) for info in infos]
 
     async def _revoke_token(self, token: str) -> bool:
         await asyncio.to_thread(self._tokens().revoke, token)

@@ -167,11 +167,12 @@ def token() -> None:
 @token.command("create")
 @click.option("--ttl", default="1h", show_default=True, help="How long it is good for: 30m, 1h, 2d.")
 @click.option("--uses", default=1, show_default=True, help="How many nodes it lets in.")
+@click.option("--role", type=click.Choice(["worker", "relay"]), default=None, help="Admit this kind of node only.")
 @state_options
-def token_create(ttl: str, uses: int, state_dir: str | None, config_path: str | None) -> None:
+def token_create(ttl: str, uses: int, role: str | None, state_dir: str | None, config_path: str | None) -> None:
     """Make a token and print the command that uses it. The secret is shown this once."""
     seconds = _seconds(ttl)
-    _print_token(_own_tokens(state_dir, config_path).create(seconds, uses), ttl, uses)
+    _print_token(_own_tokens(state_dir, config_path).create(seconds, uses, role or ""), ttl, uses)
 
 
 @token.command("ls")
@@ -183,10 +184,16 @@ def token_ls(state_dir: str | None, config_path: str | None) -> None:
     listed = _own_tokens(state_dir, config_path).list()
     now = time.time()
     rows = [
-        (info.id, info.state, str(info.uses_left), ago(info.expires - now) if info.expires > now else "")
+        (
+            info.id,
+            info.state,
+            info.role or "any",
+            str(info.uses_left),
+            ago(info.expires - now) if info.expires > now else "",
+        )
         for info in listed
     ]
-    columns(console(), ("ID", "STATE", "USES LEFT", "EXPIRES IN"), rows)
+    columns(console(), ("ID", "STATE", "ROLE", "USES LEFT", "EXPIRES IN"), rows)
 
 
 @token.command("revoke")

@@ -172,7 +172,7 @@ class JoinDesk:
         token = parse(ask.token)
         if node in self._denied():
             raise Refused(f"{name} ({node}) was removed from this cluster", "its key is refused for good.", ANOTHER_KEY)
-        self._tokens.redeem(token, node, source)
+        self._tokens.redeem(token, node, source, ask.role)
         certificate = self._identity.issue(ask.request.encode(), name)
         log.info("admitted %s (%s) as %s", name, node, ask.role)
         return certificate, self._founding.admit(node, ask.role)

@@ -53,6 +53,7 @@ class _Record(msgspec.Struct):
     uses: int
     holders: list[str] = msgspec.field(default_factory=list)
     revoked: bool = False
+    role: str = ""
 
 
 _Book = list[_Record]
@@ -86,6 +87,8 @@ class TokenInfo:
     expires: float
     uses_left: int
     state: str
+    role: str
+    """worker or relay; "" where it admits either."""
 
 
 def parse(text: str) -> Token:
@@ -114,19 +117,20 @@ class Tokens:
         self._clock = clock
         self._failures: dict[str, deque[float]] = {}
 
-    def create(self, ttl_s: float = TTL_S, uses: int = 1) -> str:
-        """A new token as text: the only time its secret is seen."""
+    def create(self, ttl_s: float = TTL_S, uses: int = 1, role: str = "") -> str:
+        """A new token as text: the only time its secret is seen. `role`: the only one it admits; "": either."""
         if not (0 < ttl_s <= TTL_MAX_S and 1 <= uses <= USES_MAX):
             raise UserError("no such token", f"it lives up to {TTL_MAX_S:g} s and for 1 to {USES_MAX} uses.")
         token = Token(self._pin, secrets.token_hex(4), _b64(secrets.token_bytes(SECRET_BYTES)))
         now = self._clock()
         with self._records() as records:
-            records.append(_Record(token.id, _digest(token.secret), now, now + ttl_s, uses))
+            records.append(_Record(token.id, _digest(token.secret), now, now + ttl_s, uses, role=role))
         return str(token)
 
     def list(self) -> tuple[TokenInfo, ...]:
         return tuple(
-            TokenInfo(r.id, r.created, r.expires, max(0, r.uses - len(r.holders)), self._state(r)) for r in self._read()
+            TokenInfo(r.id, r.created, r.expires, max(0, r.uses - len(r.holders)), self._state(r), r.role)
+            for r in self._read()
         )
 
     def revoke(self, token_id: str) -> None:
@@ -136,20 +140,20 @@ class Tokens:
                 raise NotFound(f"there is no token {token_id[:16]!r}")
             record.revoked = True
 
-    def redeem(self, token: Token, holder: str, source: str = "") -> None:
-        """Spend one use of `token` on `holder` (a node id). Durable on return.
+    def redeem(self, token: Token, holder: str, source: str = "", role: str = "") -> None:
+        """Spend one use of `token` on `holder` (a node id) that joins as `role`. Durable on return.
 
         Raises `Refused` with the reason, or `Overloaded` when `source` has failed too often.
         """
         self._check_rate(source)
         try:
             with self._records() as records:
-                self._spend(records, token, holder)
+                self._spend(records, token, holder, role)
         except Refused:
             self._failures[source].append(self._clock())
             raise
 
-    def _spend(self, records: _Book, token: Token, holder: str) -> None:
+    def _spend(self, records: _Book, token: Token, holder: str, role: str) -> None:
         record = next((r for r in records if r.id == token.id), None)
         known = hmac.compare_digest(record.digest if record else _digest(""), _digest(token.secret))
         fix = "Make a new one with `picluster token create`."
@@ -158,6 +162,8 @@ class Tokens:
         state = self._state(record)
         if state != "valid" and not (state == "used" and holder in record.holders):
             raise Refused(f"the join token is {state}", "", fix)
+        if record.role not in ("", role):
+            raise Refused(f"the join token admits a {record.role}, not a {role}", "", fix)
         if holder not in record.holders:
             record.holders.append(holder)
 

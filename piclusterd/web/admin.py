@@ -1,7 +1,7 @@
 """The owner's doors: only on the unix socket, whose file mode says who may come in.
 
     picluster ──/run/piclusterd/api.sock──▶ GET    /admin/view          the node's View, with health and edge
-                                            POST   /admin/tokens        {ttl_s, uses} → 201 {token, id, server, …}
+                                            POST   /admin/tokens        {ttl_s, uses, role} → 201 {token, id, server, …}
                                             GET    /admin/tokens        what is outstanding, never a secret
                                             DELETE /admin/tokens/{id}   204, or 404
     anybody   ──TCP──────────────────────▶  /admin/*: 403
@@ -41,6 +41,8 @@ class TokenWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = 3600
     uses: Annotated[int, msgspec.Meta(ge=1, le=USES_MAX)] = 1
+    role: Literal["worker", "relay", ""] = ""
+    """The only kind of node it admits; "": either."""
 
 
 class VoterWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +81,7 @@ class TokenLine:
     id: str
     expires_s: int
     uses: int
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,16 @@ def test_a_revoked_token_is_refused(book: Tokens) -> None:
         book.revoke("nothing")
 
 
+def test_a_token_admits_the_kind_of_node_it_was_made_for(book: Tokens) -> None:
+    relays, either = parse(book.create(role="relay")), parse(book.create(uses=2))
+    with pytest.raises(Refused, match="admits a relay, not a worker"):
+        book.redeem(relays, "node-a", role="worker")
+    book.redeem(relays, "node-a", role="relay")
+    book.redeem(either, "node-b", role="worker")
+    book.redeem(either, "node-c", role="relay")
+    assert [(t.role, t.uses_left) for t in book.list()] == [("relay", 0), ("", 0)]
+
+
 def test_a_wrong_secret_learns_nothing_of_the_state(book: Tokens) -> None:
     token = parse(book.create())
     book.revoke(token.id)

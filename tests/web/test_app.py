@@ -267,7 +267,7 @@ async def test_the_owner_sees_the_view_and_makes_lists_and_revokes_tokens(tmp_pa
             }  # fmt: skip
         async with client.get("/admin/tokens") as answer:
             listed = (await answer.json())["tokens"]
-            assert {"id": "new", "expires_s": 600, "uses": 2} in listed
+            assert {"id": "new", "expires_s": 600, "uses": 2, "role": ""} in listed
             assert "secret" not in str(listed)
         async with client.delete("/admin/tokens/new") as answer:
             assert answer.status == 204
