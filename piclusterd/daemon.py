@@ -52,7 +52,7 @@ from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .upkeep import VOTES, keep_linked, ledger_flags, losses, recall, scrub, stroke_watchdog
+from .upkeep import VOTES, keep_linked, ledger_flags, losses, recall, scrub, stroke_watchdog, synced, trust_clock
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
@@ -112,7 +112,7 @@ class Daemon:
         self._stack.push_async_callback(self.ledger.close)
         self.links = Links(
             me, self.mailbox.post, lambda *request: self.desk.serve_peer(*request), self.rng,
-            check_time=_clock_is_synced(), timing=TIMINGS[config.cluster.preset],
+            check_time=synced(), timing=TIMINGS[config.cluster.preset],
         )  # fmt: skip
         self._stack.push_async_callback(self.links.close)
         inference = config.inference
@@ -135,6 +135,7 @@ class Daemon:
         self._task(self._tell_facts(), "facts")
         self._task(scrub(self.ledger, self.mailbox), "scrub")
         self._task(keep_renewed(me, self.links), "certificate")
+        self._task(trust_clock(self.links), "clock")
         self._task(keep_linked(me.node, self.node.membership.alive, self.links), "reach")
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
@@ -350,11 +351,6 @@ class Daemon:
 
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _clock_is_synced() -> bool:
-    """systemd-timesyncd leaves this file behind once it has met a server; a board without it may live in 1970."""
-    return Path("/run/systemd/timesync/synchronized").exists()
 
 
 async def _run(config: Config) -> None:

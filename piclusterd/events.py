@@ -13,13 +13,14 @@ Persist before you promise: an effect that says "done" only answers the event th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from .ids import LogId, NodeId, RunId, Term
 from .record import Fact as Fact
+from .record import HardState as HardState
 from .record import Record as Record
 from .rules import Rules as Rules
 from .views import Choice as Choice
@@ -30,16 +31,6 @@ Token = int
 """Pairs an effect with the event that answers it; unique within one run of one node."""
 Ticket = int
 """Pairs an event asked through the mailbox with its `Answer`."""
-
-
-@dataclass(frozen=True, slots=True)
-class HardState:
-    """What election must never forget (Raft §5.1): durable before any message that depends on it leaves."""
-
-    term: Term = 0
-    voted_for: NodeId | None = None
-    voters: Voters = field(default_factory=Voters)
-    incarnation: int = 0
 
 
 # events ----------------------------------------------------------------------------------------------------------
@@ -61,6 +52,13 @@ class LinkUp:
 @dataclass(frozen=True, slots=True)
 class LinkDown:
     peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class KeyShared:
+    """Two machines use one key; `why` says which, as far as this one knows."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +226,8 @@ class Shutdown:
 
 
 Event = (
-    DeadlineReached | Received | LinkUp | LinkDown | HardStateSaved | Appended | AppendFailed | Stored | EntriesRead
+    DeadlineReached | Received | LinkUp | LinkDown | KeyShared | HardStateSaved
+    | Appended | AppendFailed | Stored | EntriesRead
     | Forgot | Damaged | Diverged
     | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | MoveLeadership
     | RemoveNode | DiskProbed | Snapshot | Shutdown

@@ -1,12 +1,13 @@
-"""What is written into a ledger, and what is read out of one: plain facts, for every room (`events` offers them)."""
+"""What a node writes down: into its ledger, what it reads out of one, and its hard state (`events` offers them)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .ids import LogId, Term
+from .ids import LogId, NodeId, Term
+from .wire import Voters
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,13 @@ class Fact:
     def order(self) -> tuple[Term, LogId, int]:
         """The order in which folds rank entries; the same on every node."""
         return (self.term, self.log, self.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What election must never forget (Raft §5.1): durable before any message that depends on it leaves."""
+
+    term: Term = 0
+    voted_for: NodeId | None = None
+    voters: Voters = field(default_factory=Voters)
+    incarnation: int = 0

@@ -2,6 +2,7 @@
 
     every SCRUB_EVERY_S ─▶ ledger.scrub_slice ─▶ Damaged (where it changed) ─▶ node: `ledger.care`
     every quarter of WatchdogSec, once the ledger's writer answered ─▶ WATCHDOG=1
+    every CLOCK_EVERY_S until the clock was set ─▶ certificates have dates from then on
     every REACH_EVERY_S ─▶ members without a link ─▶ dialled at the addresses they tell, sought through neighbours
     start ─▶ recall (a vote record that is gone is a loss) ─▶ losses ─▶ alarms
     now ─▶ ledger_flags ─▶ this node's facts ─▶ the health list of every node
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .board.private import write_private
 from .board.sd_notify import Notifier
+from .board.survey import clock_synced
 from .cluster import hardstate, identity
 from .cluster.discovery import ADDRESSES_MAX
 from .cluster.links import Links
@@ -41,6 +44,9 @@ SCRUB_REST_S = 6 * 3600.0
 
 
 REACH_EVERY_S = 0.5
+CLOCK_EVERY_S = 10.0
+"""Between two looks at whether the clock was set."""
+TIMESYNC = Path("/run/systemd/timesync/synchronized")
 
 
 async def keep_linked(me: NodeId, members: Callable[[], Iterable[Member]], links: Links) -> None:
@@ -54,6 +60,24 @@ async def keep_linked(me: NodeId, members: Callable[[], Iterable[Member]], links
                 for address in member.facts.addresses[:ADDRESSES_MAX]:
                     links.dial(address, hint=True)
         links.reach(member.node for member in here)
+
+
+def synced() -> bool:
+    """Was the clock set by a time server since the start of the board? A Pi has no battery and may live in 1970.
+
+    The kernel knows whoever keeps the time; where a service may not ask it, systemd-timesyncd leaves a file behind.
+    """
+    return TIMESYNC.exists() or clock_synced()
+
+
+async def trust_clock(links: Links, is_synced: Callable[[], bool] = synced, every_s: float = CLOCK_EVERY_S) -> None:
+    """Check the dates of certificates as soon as the clock was set: until then chain and pin must do."""
+    trusted = False
+    while True:
+        if not trusted and await asyncio.to_thread(is_synced):
+            trusted = True
+            links.check_dates(time.time())
+        await asyncio.sleep(every_s)
 
 
 async def scrub(ledger: LedgerWriter, mailbox: Mailbox, every_s: float = SCRUB_EVERY_S) -> None:

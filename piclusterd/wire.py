@@ -200,6 +200,12 @@ class PushPull(Message, frozen=True, tag="push-pull"):
     want: tuple[NodeId, ...] = ()
 
 
+class Twin(Message, frozen=True, tag="twin"):
+    """Another machine with the receiver's key asked for a link (`path`: from where) and was refused."""
+
+    path: str
+
+
 # election --------------------------------------------------------------------------------------------------------
 class RequestVote(Message, frozen=True, tag="request-vote"):
     """`pre` asks if a vote would be given and changes nothing (PreVote, §9.6). `transfer` overrides stickiness."""
@@ -289,7 +295,7 @@ class HookStored(Message, frozen=True, tag="hook-stored"):
 
 
 PeerMessage = (
-    Ping | Ack | PingReq | Nack | Gossip | PushPull | RequestVote | Vote | Heartbeat | TimeoutNow
+    Ping | Ack | PingReq | Nack | Gossip | PushPull | Twin | RequestVote | Vote | Heartbeat | TimeoutNow
     | Held | Push | Want | Batch | ForwardHook | HookStored
 )  # fmt: skip
 

@@ -66,6 +66,11 @@ def node_of(cert: x509.Certificate, cluster: str) -> NodeId:
     return node
 
 
+def is_valid_at(cert: x509.Certificate, wall: float) -> bool:
+    """`wall`: Unix seconds."""
+    return cert.not_valid_before_utc.timestamp() <= wall <= cert.not_valid_after_utc.timestamp()
+
+
 def check_certificate(cert_pem: bytes, ca_pem: bytes, key: bytes, cluster: str) -> None:
     """Raises `Refused` unless `cert_pem` is for the raw public `key` in `cluster` and signed by the CA."""
     try:

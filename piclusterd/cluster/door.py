@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ HANDSHAKES_AN_ADDRESS_MAX = 16
 """A whole site may stand behind one address of a NAT router."""
 HANDSHAKE_S = 5.0
 BACKLOG = 128
+UNSENT_BYTES = 128 * 1024
+"""TCP_NOTSENT_LOWAT: what the kernel holds unsent cannot be overtaken by a control message any more."""
 NO_FILES_S = 0.5
 """Out of file descriptors: they come back when others close."""
 
@@ -101,3 +103,18 @@ class Door:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _HasInfo(Protocol):
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+
+def certificate_of(connection: _HasInfo) -> bytes | None:
+    """The certificate (DER) that the other end showed; None where it showed none."""
+    tls = connection.get_extra_info("ssl_object")
+    return tls.getpeercert(binary_form=True) if isinstance(tls, ssl.SSLObject) else None
+
+
+def keep_little_unsent(connection: socket.socket | None) -> None:
+    if connection is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)

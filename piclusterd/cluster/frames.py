@@ -100,6 +100,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     cluster_id: _Id
     name: _Id
     addresses: Annotated[tuple[_Address, ...], Meta(max_length=16)] = ()
+    life: int = 0
+    """Drawn by each process; 0 from a release that draws none."""
 
 
 def no_protocol(theirs: Hello, ours: Hello) -> str:

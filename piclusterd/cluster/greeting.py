@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 
 from aiohttp import WSMsgType
 
 from ..ids import NodeId
-from ..wire import PROTOCOLS, Dropped
+from ..wire import PROTOCOLS, Dropped, Twin
 from . import frames
 from .frames import Hello, Kind
 from .identity import Identity
-from .link import REFUSED, VERSION, Socket, closing_words
+from .link import REFUSED, TWIN, VERSION, Link, Socket, closing_words
+
+LIFE_BITS = 53
+"""Of the number a process draws at its start: two processes with one key are told apart from one that dials anew."""
 
 
 class NotKept(Exception):
@@ -30,19 +34,20 @@ class NotKept(Exception):
 
     @property
     def level(self) -> int:
-        """How loudly to say it: an owner must mend a release that is too old."""
-        return logging.WARNING if self.code == VERSION else logging.INFO
+        """How loudly to say it: an owner must mend a release that is too old, and a disk that was cloned."""
+        return logging.WARNING if self.code in (VERSION, TWIN) else logging.INFO
 
 
 class Greeting:
     def __init__(self, identity: Identity, hello_s: float, protocols: tuple[int, int] = PROTOCOLS) -> None:
         """`protocols`: lowest and highest spoken. `hello_s`: how long the other side may take to say hello."""
         self.addresses: tuple[str, ...] = ()
+        self._life = secrets.randbits(LIFE_BITS)
         self._me, self._hello_s, self._protocols = identity, hello_s, protocols
 
     def hello(self) -> Hello:
         me = self._me
-        return Hello(*self._protocols, me.node, me.cluster_id, me.name, self.addresses)
+        return Hello(*self._protocols, me.node, me.cluster_id, me.name, self.addresses, self._life)
 
     def frame(self) -> bytes:
         """Our hello as the first bytes on a link."""
@@ -73,3 +78,14 @@ class Greeting:
             raise NotKept(REFUSED, f"it is of cluster {hello.cluster_id}, not of {self._me.cluster_id}")
         if fault := frames.no_protocol(hello, self.hello()):
             raise NotKept(VERSION, fault)
+
+
+async def refuse_twin(hello: Hello, rival: Link | None, path: str) -> None:
+    """Raises `NotKept` where another process with the key of `hello` is linked and lives: its disk was cloned.
+
+    The one that is linked is told. One that restarted drew another number too, but its old link does not answer.
+    """
+    if rival is None or not hello.life or hello.life == rival.peer.life or not await rival.answers():
+        return
+    rival.send(Twin(path))
+    raise NotKept(TWIN, f"the key of {hello.name} is in use on two machines: {rival.path}, and {path}")

@@ -36,6 +36,7 @@ from .certificates import (
     check_certificate,
     checked_name,
     cluster_id,
+    is_valid_at,
     issue,
     key_of_request,
     make_ca,
@@ -143,11 +144,14 @@ class Identity:
         """Present the certificate on disk from now on; works on a context in use (how a renewal takes effect)."""
         context.load_cert_chain(self.directory / "node.pem", self.directory / "node.key")
 
-    def peer_of(self, cert_der: bytes | None) -> NodeId:
-        """Whose certificate (already verified by OpenSSL) this is. Raises `Refused`."""
+    def peer_of(self, cert_der: bytes | None, wall: float | None = None) -> NodeId:
+        """Whose certificate (verified by OpenSSL) this is; good at `wall` too, where given. Raises `Refused`."""
         if cert_der is None:
             raise Refused("no client certificate", "only members may open a link.")
-        return node_of(x509.load_der_x509_certificate(cert_der), self.cluster)
+        cert = x509.load_der_x509_certificate(cert_der)
+        if wall is not None and not is_valid_at(cert, wall):
+            raise Refused("its certificate is out of date")
+        return node_of(cert, self.cluster)
 
 
 def create_cluster(state_dir: Path, cluster_name: str, node_name: str, expect: int = 1) -> Identity:

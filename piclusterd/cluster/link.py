@@ -41,8 +41,9 @@ CLOSE_S = 1.0
 """How long a goodbye may take."""
 
 # Private close codes (RFC 6455 §7.4.2).
-VIOLATION, REFUSED, VERSION, DUPLICATE, GOING_AWAY, SILENT, CONGESTED = 4000, 4001, 4002, 4003, 4004, 4005, 4006
+VIOLATION, REFUSED, VERSION, DUPLICATE, GOING_AWAY, SILENT, CONGESTED, TWIN = range(4000, 4008)
 REMOVED = "it was removed from the cluster"
+"""Why a link was refused or ended, said to whoever it happens to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,18 @@ TIMINGS = {"pi": Timing(), "lan": Timing(ping_idle_s=0.5, silent_s=2.0)}
 """By `cluster.preset`. A request that was sent to a node just cut off waits so long before it goes elsewhere."""
 
 
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """`path`: who dialled whom or relays, in words; `rtt_s`: None until measured; `since`: the event loop's clock."""
+
+    path: str
+    rtt_s: float | None
+    addresses: tuple[str, ...]
+    since: float
+    name: str
+    relayed: bool
+
+
 class Link:
     def __init__(
         self,
@@ -84,7 +97,8 @@ class Link:
         self.rtt_s: float | None = None
         self.ended = asyncio.Event()
         """Set by the owner once nobody finds this link any more."""
-        self._socket, self._on_message, self._timing = socket, on_message, timing
+        self.socket, self._on_message, self._timing = socket, on_message, timing
+        self._answered = asyncio.Event()
         self._verdict: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._outbox = Outbox(lambda: self.end(CONGESTED, "it does not take what it is sent"))
         self._streams = Streams(peer, serve, self._outbox, self._start, dialled=dialled)
@@ -93,6 +107,10 @@ class Link:
         self._handing = False
         self._ping, self._pinged_at = b"", self.since
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def info(self) -> LinkInfo:
+        return LinkInfo(self.path, self.rtt_s, self.peer.addresses, self.since, self.peer.name, self.relay is not None)
 
     # life --------------------------------------------------------------------------------------------------------
     async def run(self) -> str:
@@ -112,6 +130,7 @@ class Link:
         """Let `run` return. The first reason stands."""
         if not self._verdict.done():
             self._verdict.set_result((code, why))
+            self._answered.set()
             self._outbox.shut()
 
     def retire(self) -> None:
@@ -127,7 +146,7 @@ class Link:
         """After `run`: wait for the tasks, then say goodbye if the peer still listens."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
         code, why = self._verdict.result()
-        await goodbye(self._socket, code, why)
+        await goodbye(self.socket, code, why)
 
     def _start(self, part: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._guarded(part))
@@ -167,7 +186,7 @@ class Link:
 
     async def _write(self) -> None:
         while True:
-            await self._socket.send_bytes(await self._outbox.next())
+            await self.socket.send_bytes(await self._outbox.next())
 
     async def _pulse(self) -> None:
         timing = self._timing
@@ -185,6 +204,17 @@ class Link:
         self._ping, self._pinged_at = os.urandom(PING_BYTES), self._now()
         self._outbox.urge(Frame(0, Kind.PING, self._ping))
 
+    async def answers(self) -> bool:
+        """Does the peer live? Asked now, and waited for as long as silence is borne."""
+        self._answered.clear()
+        self._ask_for_a_sign()
+        try:
+            async with asyncio.timeout(self._timing.silent_s):
+                await self._answered.wait()
+        except TimeoutError:
+            return False
+        return not self._verdict.done()
+
     async def _still_silent(self, tick: float) -> bool:
         """One more ping and a while in which the loop turned freely: what waits in the socket gets its chance."""
         heard, before = self._heard, self._now()
@@ -196,9 +226,9 @@ class Link:
     # in ----------------------------------------------------------------------------------------------------------
     async def _read(self) -> None:
         while True:
-            message = await self._socket.receive()
+            message = await self.socket.receive()
             if message.type is not WSMsgType.BINARY:
-                self.end(GOING_AWAY, closing_words(self._socket, message))
+                self.end(GOING_AWAY, closing_words(self.socket, message))
                 return
             self._heard = self._now()
             frame = frames.decode(message.data)
@@ -220,6 +250,7 @@ class Link:
             case Kind.PONG:
                 if frame.body == self._ping:
                     self.rtt_s, self._ping = self._heard - self._pinged_at, b""
+                    self._answered.set()
             case Kind.OPEN | Kind.CREDIT | Kind.DATA | Kind.END | Kind.RESET:
                 return self._streams.take(frame)
         return ""

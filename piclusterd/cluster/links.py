@@ -22,25 +22,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket as sockets
-import ssl
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from ..errors import Refused, Unavailable, UserError
-from ..events import Event, LinkDown, LinkUp, Received
+from ..events import Event, KeyShared, LinkDown, LinkUp, Received
 from ..ids import NodeId
 from ..wire import PROTOCOLS, PeerMessage
+from .certificates import NO_CHECK_TIME
 from .dialler import Dialler, OwnAddress
-from .door import Door
+from .door import Door, certificate_of, keep_little_unsent
 from .frames import FRAME_BYTES_MAX, RELAY, RELAYED, REQUEST_BYTES_MAX, REQUEST_NAME_CHARS_MAX, Hello
-from .greeting import Greeting, NotKept
+from .greeting import Greeting, NotKept, refuse_twin
 from .identity import Identity
-from .link import CLOSE_S, DUPLICATE, GOING_AWAY, REFUSED, REMOVED, Link, Socket, Timing, goodbye
+from .link import CLOSE_S, DUPLICATE, GOING_AWAY, REFUSED, REMOVED, TWIN, Link, LinkInfo, Socket, Timing, goodbye
 from .relay import Relay
 from .streams import Serve
 from .tunnel import Circuit, Tunnel
@@ -48,26 +46,14 @@ from .tunnel import Circuit, Tunnel
 log = logging.getLogger(__name__)
 
 LINKS_MAX = 1024
+TWINS_MAX = 16
+"""Pairs of machines with one key of which the owner was told."""
 CONNECT_S = 5.0
 HANDSHAKES_MAX = 16
 """Of our own making, half-open at once: a router that lost power, or a hint flood, is not met with a burst."""
-UNSENT_BYTES = 128 * 1024
-"""TCP_NOTSENT_LOWAT: what the kernel holds unsent cannot be overtaken by a control message any more."""
 SHUTDOWN_S = 2.0
 KEEPALIVE_S = 10.0
 """For what is not a link: a stranger's idle connection does not stay."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkInfo:
-    """`path`: who dialled whom or relays, in words; `rtt_s`: None until measured; `since`: the event loop's clock."""
-
-    path: str
-    rtt_s: float | None
-    addresses: tuple[str, ...]
-    since: float
-    name: str
-    relayed: bool
 
 
 def _relayed_by(relay: Link) -> str:
@@ -98,6 +84,7 @@ class Links:
         self._running: dict[Link, None] = {}  # the retired ones too
         self._asked: set[NodeId] = set()  # our hello is out and not answered
         self.denied: frozenset[NodeId] = frozenset()
+        self._twins: deque[str] = deque(maxlen=TWINS_MAX)
         self._dialler = Dialler(self._dial_once, self._links, rng, self._timing)
         self._relay = Relay(identity.node, self._links, self._dial_relayed, self._accept_relayed, rng, self._timing)
         self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
@@ -177,12 +164,7 @@ class Links:
             await chunks.aclose()
 
     def peers(self) -> Mapping[NodeId, LinkInfo]:
-        return {
-            node: LinkInfo(
-                link.path, link.rtt_s, link.peer.addresses, link.since, link.peer.name, link.relay is not None
-            )
-            for node, link in self._links.items()
-        }
+        return {node: link.info for node, link in self._links.items()}
 
     def deny(self, nodes: Iterable[NodeId]) -> None:
         """Replace the deny-list: these get no link, and the ones they have end now."""
@@ -192,10 +174,25 @@ class Links:
                 link.end(REFUSED, REMOVED)
 
     def renew(self, identity: Identity) -> None:
-        """Present a renewed certificate from the next handshake on."""
+        """Present a renewed certificate, and trust the CAs it says, from now on: open links are looked at again."""
         self._identity = identity
-        identity.load_into(self._server_tls)
-        identity.load_into(self._client_tls)
+        for context in (self._server_tls, self._client_tls):
+            identity.load_into(context)
+        self._recheck(None)
+
+    def check_dates(self, wall: float) -> None:
+        """The clock (Unix seconds) can be trusted from now on: certificates have dates, those of open links too."""
+        for context in (self._server_tls, self._client_tls):
+            context.verify_flags &= ~NO_CHECK_TIME
+        self._recheck(wall)
+
+    def _recheck(self, wall: float | None) -> None:
+        """End the links that would not come about now."""
+        for link in self._running:
+            try:
+                self._identity.peer_of(certificate_of(link.socket), wall)
+            except Refused as fault:
+                link.end(REFUSED, str(fault))
 
     async def close(self) -> None:
         """End everything politely; posts no events. Idempotent."""
@@ -214,7 +211,7 @@ class Links:
     # accepting ---------------------------------------------------------------------------------------------------
     async def _accept(self, request: web.Request) -> web.StreamResponse:
         try:
-            node = self._identity.peer_of(_certificate(request.get_extra_info("ssl_object")))
+            node = self._identity.peer_of(certificate_of(request))
             self._check_peer(node)
         except (Refused, NotKept) as fault:
             log.info("refused a link from %s: %s", request.remote, fault)
@@ -223,7 +220,7 @@ class Links:
             heartbeat=None, compress=False, max_msg_size=FRAME_BYTES_MAX, timeout=CLOSE_S, autoping=True
         )
         await socket.prepare(request)
-        _keep_little_unsent(request.get_extra_info("socket"))
+        keep_little_unsent(request.get_extra_info("socket"))
         await self._accepted(socket, node, f"accepted from {request.remote}")
         return socket
 
@@ -238,11 +235,13 @@ class Links:
     async def _accepted(self, socket: Socket, node: NodeId, path: str, relay: NodeId | None = None) -> None:
         try:
             hello = await self._greeting.hear(socket, node)
+            await refuse_twin(hello, self._links.get(node), path)
             link = self._link(socket, hello, dialled=False, path=path, relay=relay)
             events = self._adopt(link)
         except NotKept as fault:
             log.log(fault.level, "no link with %s: %s", node, fault.why)
             await goodbye(socket, fault.code, fault.why)
+            await self._tell_of_twin(fault)
             return
         link.greet(self._greeting.hello())
         await self._keep(link, events)
@@ -259,7 +258,7 @@ class Links:
                 max_msg_size=FRAME_BYTES_MAX,
                 timeout=aiohttp.ClientWSTimeout(ws_receive=None, ws_close=CLOSE_S),
             )
-        _keep_little_unsent(socket.get_extra_info("socket"))
+        keep_little_unsent(socket.get_extra_info("socket"))
         return await self._dialled(socket, f"dialled {address}")
 
     async def _dial_relayed(self, node: NodeId, circuit: Circuit, relay: Link) -> None:
@@ -279,12 +278,13 @@ class Links:
             return await self._dialled_open(socket, path, relay)
         except NotKept as fault:
             await goodbye(socket, fault.code, fault.why)
+            await self._tell_of_twin(fault)
             raise
         finally:
             await goodbye(socket, GOING_AWAY, "")
 
     async def _dialled_open(self, socket: Socket, path: str, relay: NodeId | None) -> NodeId:
-        node = self._identity.peer_of(_certificate(socket.get_extra_info("ssl_object")))
+        node = self._identity.peer_of(certificate_of(socket))
         if node == self._identity.node:
             raise OwnAddress
         self._check_peer(node)
@@ -295,6 +295,7 @@ class Links:
         try:
             await socket.send_bytes(self._greeting.frame())
             hello = await self._greeting.hear(socket, node)
+            await refuse_twin(hello, self._links.get(node), path)
             link = self._link(socket, hello, dialled=True, path=path, relay=relay)
             try:
                 events = self._adopt(link)
@@ -319,7 +320,7 @@ class Links:
         """TLS inside a relayed circuit, with `node` and nobody else. Raises `Refused`, `ssl.SSLError`, `OSError`."""
         async with asyncio.timeout(self._timing.hello_s):
             await tunnel.handshake()
-        found = self._identity.peer_of(_certificate(tunnel.get_extra_info("ssl_object")))
+        found = self._identity.peer_of(certificate_of(tunnel))
         if found != node:
             raise Refused(f"{found} is at the far side of the relay", f"{node} was asked for.")
         self._check_peer(node)
@@ -380,6 +381,12 @@ class Links:
             link.end(GOING_AWAY, "this node stops")
             await link.close()
 
+    async def _tell_of_twin(self, fault: NotKept) -> None:
+        """Once for each pair of machines, though the second tries again and again."""
+        if fault.code == TWIN and fault.why not in self._twins:
+            self._twins.append(fault.why)
+            await self._post(KeyShared(fault.why))
+
     async def _post(self, *events: Event) -> None:
         """In the order of the calls, which is the order in which `_links` changed."""
         if self._closing:
@@ -388,12 +395,3 @@ class Links:
             for event in events:
                 if not self._closing:
                     await self._on_event(event)
-
-
-def _certificate(tls: Any) -> bytes | None:
-    return tls.getpeercert(binary_form=True) if isinstance(tls, ssl.SSLObject) else None
-
-
-def _keep_little_unsent(socket: Any) -> None:
-    if socket is not None and hasattr(sockets, "TCP_NOTSENT_LOWAT"):
-        socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NOTSENT_LOWAT, UNSENT_BYTES)

@@ -1,4 +1,4 @@
-"""Who was removed from the cluster, for good: a set that only grows, folded from the ledger.
+"""Whose key is good: who was removed from the cluster, a set that only grows, folded from the ledger; and cloned keys.
 
     owner ──RemoveNode──▶ any node ──Append(node.removed)──▶ its ledger ──▶ every ledger, however late
                                                                 │
@@ -9,6 +9,7 @@ away. A removed key stays removed; the same board joins again with a new one. Wh
 ledger, for chains must verify. Any member may remove any other, as any owner's console may: two that remove each other
 are both gone. Nodes that vote are not removed: whoever counts on them would count on nobody (`desk` takes the vote away
 first).
+Two machines with one key (a cloned card) are told to their owners, on both and wherever they met.
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from ..events import (
     Deny,
     Event,
     Fact,
+    KeyShared,
     LedgerAlarm,
     Output,
+    Received,
     Record,
     RemoveNode,
     Ticket,
     Token,
 )
 from ..ids import NodeId, is_node_id
+from ..wire import Twin
 from .membership import Membership
 
 REMOVED = "node.removed"
 """Kind of a ledger entry; its body is {node, name, by}."""
+ANOTHER_KEY = "Was its disk cloned? Stop one of the two, empty its state directory and let it join anew."
 
 
 class Removals:
@@ -68,6 +73,10 @@ class Removals:
             case AppendFailed(token, why) if token in self._asked:
                 ticket, node = self._asked.pop(token)
                 return [Answer(ticket, Unavailable(f"{node} was not removed", why, "Ask another node."))]
+            case KeyShared(why):
+                return [LedgerAlarm(f"{why}. {ANOTHER_KEY}")]
+            case Received(_, Twin(path)):
+                return [LedgerAlarm(f"the key of this node is in use on another machine ({path}). {ANOTHER_KEY}")]
             case _:
                 return []
 

@@ -92,7 +92,7 @@ class TokenInfo:
 
 
 def parse(text: str) -> Token:
-    """The token in `text`. Raises `UserError`; the text is never repeated in it."""
+    """The token in `text`. Raises `Refused`; the text is never repeated in it."""
     parts = text.strip().split(".")
     try:
         if len(text) > TOKEN_CHARS_MAX or len(parts) != 4 or parts[0] != PREFIX:
@@ -101,7 +101,7 @@ def parse(text: str) -> Token:
         if len(ca_pin) != 32 or not parts[2].isalnum() or len(parts[3]) < SECRET_BYTES:
             raise ValueError
     except (ValueError, binascii.Error):
-        raise UserError(
+        raise Refused(
             "this is not a join token", f"one looks like {PREFIX}.….….…", "Make one with `picluster token create`."
         ) from None
     return Token(ca_pin, parts[2], parts[3])

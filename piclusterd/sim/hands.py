@@ -95,11 +95,7 @@ class SimHands:
                 self._send(actor, effect)
             case Noted(note):
                 self._check_note(actor, note)
-            case SaveHardState(_, state):
-                if state.voters.term == state.term and actor.node and actor.node.election.role == "leader":
-                    self._world.checks.config_made(state.voters)
-                self._write(actor, effect)
-            case Append() | Store() | NewEpoch() | Recovered() | ProbeDisk():
+            case SaveHardState() | Append() | Store() | NewEpoch() | Recovered() | ProbeDisk():
                 self._write(actor, effect)
             case AddCheckpoint() | Forget():
                 self._write(actor, effect)
@@ -163,6 +159,9 @@ class SimHands:
         disk = actor.disk
         if isinstance(write, Forget):
             self._world.checks.forgets(actor, write)
+        leads = actor.node is not None and actor.node.election.role == "leader"
+        if isinstance(write, SaveHardState) and write.state.voters.term == write.state.term and leads:
+            self._world.checks.config_made(write.state.voters)
         if disk.lies_about(write):
             outcomes, cached = disk.answer_early(write, self._world.now)
             for outcome in outcomes:

@@ -65,6 +65,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Server": "piclusterd",
 }
+JOIN_TOKEN = b"pcl1."
+"""How a join token begins (`cluster.tokens`): whoever shows one here has mixed up two secrets."""
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 421: "unknown_host", 429: "overloaded",
          503: "unavailable"}  # fmt: skip
@@ -274,6 +276,8 @@ def _guard_keys(keys: frozenset[str]) -> Middleware:
         offered = given.strip().encode("utf-8", "surrogateescape")  # headers are bytes: any may come
         matches = [hmac.compare_digest(offered, key) for key in wanted]  # a list: no early exit
         if scheme.lower() != "bearer" or not any(matches):
+            if offered.startswith(JOIN_TOKEN):
+                raise Refused("a join token is no API key", "it admits nodes", "Use a key of [api] keys_file.")
             raise NoKey("no valid API key", "this node asks for one", "Send `Authorization: Bearer <key>`.")
         return await handler(request)
 

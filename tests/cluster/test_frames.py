@@ -76,7 +76,7 @@ def test_bodies_read_back() -> None:
 
 
 def test_a_hello_may_grow_at_its_end() -> None:
-    newer = msgpack.packb([1, 3, "a" * 16, "c", "pi-1", [], "something new"])
+    newer = msgpack.packb([1, 3, "a" * 16, "c", "pi-1", [], 7, "something new"])
     hello = frames.decode_hello(newer)
     assert isinstance(hello, Hello)
     assert frames.no_protocol(hello, Hello(1, 1, NodeId("b" * 16), "c", "pi-2")) == ""

@@ -297,6 +297,16 @@ async def test_the_view_is_read_by_anybody_as_objects_with_named_fields() -> Non
     assert body["edge"]["connected"] is True
 
 
+async def test_a_join_token_opens_no_api() -> None:
+    """A9 of the threat model; the other way round is in `tests/cluster/test_attacks.py`."""
+    routes = [web.get("/v1/models", _ok)]
+    async with serving(Node().doors(api_keys=frozenset({"key"}), extra_routes=routes)) as client:
+        shown = {"Authorization": "Bearer pcl1.AAAA.id.secret"}
+        async with client.get("/v1/models", headers=shown) as answer:
+            assert answer.status == 403
+            assert "secret" not in await answer.text()
+
+
 # sockets that systemd holds ---------------------------------------------------------------------------------------
 async def test_passed_sockets_are_served_and_outlive_the_server(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
