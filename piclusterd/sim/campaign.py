@@ -52,6 +52,8 @@ def _outcome(plan: Plan, seed: int) -> Outcome:
         played = play(replace(plan, seed=seed))
     except Violation as violation:
         return Outcome(seed, cpu_s=time.process_time() - began, violation=str(violation))
+    except Exception as fault:  # a bug of a decider or of the simulator: it costs one seed, not the campaign
+        return Outcome(seed, cpu_s=time.process_time() - began, violation=f"broke: {fault!r}")
     if seed % COLLECT_EVERY == 0:
         gc.collect()
     return Outcome(seed, played.events, played.virtual_s, time.process_time() - began)

@@ -2,7 +2,8 @@
 
     reachable both ways ──dial──▶ LinkUp at both ends    cut ──LINK_SILENCE_S──▶ LinkDown    killed ──▶ LinkDown at once
 
-A link that only one end believes in (half-open) carries nothing; a new dial takes its place, as the daemon's links do.
+A link that only one end believes in (half-open) carries nothing; a new dial takes its place, or that end gives it up
+after its own silence, as the daemon's links do.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ class Links:
     def __init__(self, world: World, rng: Random) -> None:
         self._world = world
         self._rng = rng
-        self._ends: dict[tuple[int, int], None] = {}
-        """(one, other): `one` believes in a link to `other`."""
+        self._ends: dict[tuple[int, int], int] = {}
+        """(one, other): `one` believes in this link to `other`."""
+        self._made = 0
+        """Links so far: the number of the newest."""
         self._denied: dict[tuple[int, NodeId], None] = {}
         """(one, node): `one` lets no link with `node` come about any more."""
 
@@ -46,8 +49,9 @@ class Links:
     def _connect(self, one: Actor, other: Actor) -> None:
         """A new link; it takes the place of one that only one end still believes in."""
         self.unlink(one, other)
+        self._made += 1
         for near, far in ((one, other), (other, one)):
-            self._ends[near.number, far.number] = None
+            self._ends[near.number, far.number] = self._made
             self._world.deliver_in(self._rng.uniform(0.002, 0.1), near, LinkUp(far.disk.node))
 
     def reach(self, one: Actor, other: Actor) -> bool:
@@ -75,10 +79,18 @@ class Links:
     def half_open(self, one: Actor, other: Actor) -> None:
         """`one` takes the link for closed; `other` talks into it until its own silent deadline."""
         self._drop(one, other)
-        self._world.at(LINK_SILENCE_S, self._drop, other, one)
+        self._notice_late(other, one)
+
+    def _notice_late(self, one: Actor, other: Actor) -> None:
+        if believed := self._ends.get((one.number, other.number)):
+            self._world.at(LINK_SILENCE_S, self._give_up, one, other, believed)
+
+    def _give_up(self, one: Actor, other: Actor, link: int) -> None:
+        if self._ends.get((one.number, other.number)) == link:
+            self._drop(one, other)
 
     def _drop(self, one: Actor, other: Actor) -> None:
-        if self._ends.pop((one.number, other.number), 0) is None:
+        if self._ends.pop((one.number, other.number), 0):
             self._world.deliver_in(0.001, one, LinkDown(other.disk.node))
 
     def linked(self, one: Actor, other: Actor) -> bool:
@@ -97,5 +109,7 @@ class Links:
         """Its process is gone: its own ends with it, and the others notice unless it went `silently`."""
         for other in self._world.actors:
             self._ends.pop((actor.number, other.number), None)
-            if not silently:
+            if silently:
+                self._notice_late(other, actor)
+            else:
                 self._drop(other, actor)

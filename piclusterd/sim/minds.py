@@ -70,7 +70,10 @@ class Minds:
         assert heir.node is not None
         world = self._world
         others = [world.by_id[v] for v in heir.node.election.voters.voters]
-        third = self._rng.choice([a for a in others if a not in (heir, self._old, self._gone)])
+        thirds = [a for a in others if a not in (heir, self._old, self._gone)]
+        if not thirds:
+            return  # a change that was under way before came true
+        third = self._rng.choice(thirds)
         world.crash(third)
         world.at(self._rng.uniform(0.05, 0.3), world.boot, third)
         world.at(LOOK_S, self._await_link, heir, third, LOOKS_MAX)
