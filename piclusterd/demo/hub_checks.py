@@ -5,7 +5,6 @@ fit for the outbox (printable, bounded, whole numbers that JavaScript keeps exac
 """
 
 import re
-import time
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -23,6 +22,7 @@ _KEEP = {
     "linear": ("linear-delivery", "linear-event", "linear-signature", "linear-timestamp"),
     "github": ("x-github-event", "x-github-delivery", "x-github-hook-id", "x-hub-signature-256"),
     "notion": ("x-notion-signature",),
+    "selftest": ("x-picluster-signature",),
 }
 _KEEP_ALWAYS = ("content-type", "user-agent")
 _PLAIN = re.compile(r"[\x20-\x7e]+")
@@ -97,8 +97,3 @@ def digits(text: str | None) -> int | None:
 def reason_of(why: object) -> str:
     """A nack's reason, if it is fit to be stored."""
     return why if is_plain(why, TEXT_MAX) else "nacked without a reason"
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return int(time.time() * 1000)

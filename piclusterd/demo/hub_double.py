@@ -13,6 +13,7 @@ address, somebody else's disk.
                         ◄── dead {seq}             "ping" ──► ◄── "pong"
     GET /pull, POST /ack, POST /nack: the same outbox over plain HTTP, behind the same term fence
     GET /health · GET /dead · POST /dead/{seq}/replay · DELETE /dead/{seq} · GET, DELETE /notion/token
+    POST /sources/{source}/pause, .../resume
 
 The invariants are listed at the head of forwarder/worker.js; those about rows are kept by hub_outbox.py, those about
 the one socket and the terms by hub_socket.py; hub_checks.py says what may enter. Change both hubs together.
@@ -28,6 +29,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +41,25 @@ from piclusterd.demo.hub_checks import (
     is_handshake,
     is_stale,
     kept_headers,
-    now_ms,
     read_body,
     reason_of,
     require_claim,
 )
+from piclusterd.demo.hub_hints import Hints
 from piclusterd.demo.hub_outbox import OUTBOX_MAX, WINDOW, Arrival, Outbox
-from piclusterd.demo.hub_socket import CLOSE_WAIT_S, SWEEP_MS, Sockets
+from piclusterd.demo.hub_socket import CLOSE_WAIT_S, SWEEP_MS, Clock, Sockets
 from piclusterd.integrations.signatures import (
     PROVIDERS,
     body_object,
     dedupe_key,
     delivery_id,
+    selftest_secret,
     verify,
 )
 
 TTL_DAYS = 14  # as in the Worker: longer than any outage that nobody notices
 NACK_LIMIT = 20
+QUOTA_MAX = 100_000  # requests, and rows written, a day: Cloudflare's free plan, told here for the same picture
 
 log = logging.getLogger("piclusterd.demo.hub")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,10 +68,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Hub:
     """The hub's routes. One event loop; the outbox commits synchronously."""
 
-    def __init__(self, outbox: Outbox, env: Mapping[str, str]) -> None:
+    def __init__(self, outbox: Outbox, env: Mapping[str, str], clock: Clock | None = None) -> None:
         self._outbox = outbox
         self._env = env
-        self._sockets = Sockets(outbox, ttl_ms=int(float(env.get("HUB_TTL_DAYS") or TTL_DAYS) * 86_400_000))
+        self._clock = clock or Clock()
+        self._requests = 0
+        ttl_ms = int(float(env.get("HUB_TTL_DAYS") or TTL_DAYS) * 86_400_000)
+        self._sockets = Sockets(outbox, ttl_ms, self._clock, Hints(outbox, env))
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -83,6 +90,8 @@ class Hub:
                 web.get("/dead", self.list_dead, allow_head=False),
                 web.post(r"/dead/{seq:\d{1,15}}/replay", self.replay_dead),
                 web.delete(r"/dead/{seq:\d{1,15}}", self.drop_dead),
+                web.post("/sources/{source}/pause", self.pause),
+                web.post("/sources/{source}/resume", self.resume),
                 web.get("/notion/token", self.show_token, allow_head=False),
                 web.delete("/notion/token", self.drop_token),
             ]
@@ -104,6 +113,7 @@ class Hub:
         try:
             if request.match_info.http_exception is None and not self._is_open(request):
                 self._require_bearer(request)
+            self._requests += 1
             return await handler(request)
         except Refusal as refusal:
             return web.json_response(refusal.body, status=refusal.status)
@@ -136,20 +146,16 @@ class Hub:
 
     async def take_hook(self, request: web.Request) -> web.Response:
         """POST /hooks/{source}: verify over raw bytes, store, then 200."""
-        source = request.match_info["source"]
-        if source not in PROVIDERS:
-            known = ", ".join(PROVIDERS)
-            raise Refusal(404, "unknown source", f'"{source}" is none of {known}', "correct the webhook's URL")
+        source = _known_source(request)
         body = await read_body(request)
         data = body_object(body)
-        prefix = source.upper()
-        secrets = self._configured(f"{prefix}_SECRET", f"{prefix}_SECRET_NEXT")
+        secrets = self._secrets_of(source)
         if source == "notion" and is_handshake(request, data):
             return self._handshake(data["verification_token"], configured=bool(secrets))
         if source == "notion" and not secrets:
             secrets = [self._outbox.meta("notion_token") or ""]
         self._require_signature(source, request, body, secrets)
-        now = now_ms()
+        now = self._clock.now_ms()
         hook = Arrival(
             source=source,
             delivery=delivery_id(source, request.headers, body),
@@ -160,6 +166,11 @@ class Hub:
             body=body,
         )
         return self._ingest(hook)
+
+    def _secrets_of(self, source: str) -> list[str]:
+        if source == "selftest":
+            return [selftest_secret(token) for token in self._configured("HUB_TOKEN", "HUB_TOKEN_NEXT")]
+        return self._configured(f"{source.upper()}_SECRET", f"{source.upper()}_SECRET_NEXT")
 
     @staticmethod
     def _require_signature(source: str, request: web.Request, body: bytes, secrets: list[str]) -> None:
@@ -185,12 +196,13 @@ class Hub:
         old = self._outbox.known(hook.dedupe)
         if old is not None:
             return web.json_response({"seq": old, "duplicate": True})
-        if self._outbox.depth() >= OUTBOX_MAX:
+        if self._outbox.depth() + self._outbox.parked_count() >= OUTBOX_MAX:
             full = Refusal(503, "the outbox is full", f"{OUTBOX_MAX} hooks wait", "bring the coordinator back")
             return web.json_response(full.body, status=503, headers={"Retry-After": "60"})
         seq = self._outbox.insert(hook)
-        self._sockets.wake_by(now_ms() + SWEEP_MS)
+        self._sockets.wake_by(self._clock.now_ms() + SWEEP_MS)
         self._sockets.push()
+        self._sockets.wake_for_hints()
         return web.json_response({"seq": seq, "duplicate": False})
 
     # --- the socket
@@ -210,6 +222,7 @@ class Hub:
         fields: dict[str, Any] = {"term": digits(query.get("term")), "node": query.get("node")}
         require_claim(fields, max=digits(query.get("max", str(WINDOW))))
         self._sockets.fence(fields["term"])
+        self._sockets.note_here()
         limit = min(max(int(query.get("max", WINDOW)), 1), WINDOW)
         hooks = self._outbox.frames(above=0, limit=limit)
         if hooks and hooks[-1]["seq"] > self._outbox.pulled:
@@ -235,7 +248,7 @@ class Hub:
         self._sockets.fence(fields["term"])
         seq: int = fields["seq"]
         handed_out = seq <= self._outbox.pulled
-        outcome = self._outbox.nack(seq, reason_of(fields.get("why")), now_ms()) if handed_out else None
+        outcome = self._outbox.nack(seq, reason_of(fields.get("why")), self._clock.now_ms()) if handed_out else None
         if outcome is None:
             raise Refusal(404, "nack refused", f"seq {seq} is not in the outbox", "pull again")
         if outcome.dead:
@@ -249,15 +262,37 @@ class Hub:
             {
                 "ok": True,
                 "depth": self._outbox.depth(),
-                "oldest_unacked_s": None if oldest is None else max(0.0, (now_ms() - oldest) / 1000),
+                "oldest_unacked_s": None if oldest is None else max(0.0, (self._clock.now_ms() - oldest) / 1000),
                 "connected": None if link is None else link.node,
                 "term": self._outbox.term,
                 "last": self._outbox.last(),
                 "dead": self._outbox.dead_count(),
+                "parked": self._outbox.parked_count(),
+                "paused": self._outbox.paused(),
+                "quota": self._quota(),
             }
         )
 
+    def _quota(self) -> dict[str, Any]:
+        """Since this process started; the Worker counts a day."""
+        day = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC).date().isoformat()
+        used = {"requests": self._requests, "rows_written": self._outbox.rows_written}
+        return {"day": day, **used, "requests_max": QUOTA_MAX, "rows_max": QUOTA_MAX}
+
     # --- for the operator
+
+    async def pause(self, request: web.Request) -> web.Response:
+        """POST /sources/{source}/pause: its hooks are stored and kept back."""
+        source, link = _known_source(request), self._sockets.current()
+        moved = self._outbox.pause(source, 0 if link is None else link.cursor, self._clock.now_ms())
+        return web.json_response({"source": source, "paused": True, "moved": moved})
+
+    async def resume(self, request: web.Request) -> web.Response:
+        """POST /sources/{source}/resume: they go out, in order."""
+        source = _known_source(request)
+        moved = self._outbox.resume(source)
+        self._sockets.push()
+        return web.json_response({"source": source, "paused": False, "moved": moved})
 
     async def list_dead(self, request: web.Request) -> web.Response:
         """GET /dead?after=: without bodies."""
@@ -267,7 +302,7 @@ class Hub:
     async def replay_dead(self, request: web.Request) -> web.Response:
         """POST /dead/{seq}/replay: back into the outbox under a new seq."""
         seq = int(request.match_info["seq"])
-        fresh = self._outbox.replay(seq, now_ms())
+        fresh = self._outbox.replay(seq, self._clock.now_ms())
         if fresh is None:
             raise Refusal(404, "no such dead letter", f"seq {seq} is not there", "GET /dead lists them")
         self._sockets.push()
@@ -276,7 +311,7 @@ class Hub:
     async def drop_dead(self, request: web.Request) -> web.Response:
         """DELETE /dead/{seq}."""
         seq = int(request.match_info["seq"])
-        if not self._outbox.drop_dead(seq, now_ms()):
+        if not self._outbox.drop_dead(seq, self._clock.now_ms()):
             raise Refusal(404, "no such dead letter", f"seq {seq} is not there", "GET /dead lists them")
         return web.json_response({"dropped": seq})
 
@@ -287,6 +322,14 @@ class Hub:
     async def drop_token(self, _: web.Request) -> web.Response:
         """DELETE /notion/token: lets the next handshake in."""
         return web.json_response({"dropped": self._outbox.drop_meta("notion_token")})
+
+
+def _known_source(request: web.Request) -> str:
+    source = request.match_info["source"]
+    if source not in PROVIDERS:
+        known = ", ".join(PROVIDERS)
+        raise Refusal(404, "unknown source", f'"{source}" is none of {known}', "correct the webhook's URL")
+    return source
 
 
 def _sha256(text: str) -> bytes:

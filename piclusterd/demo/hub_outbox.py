@@ -4,6 +4,7 @@ Owns the rows (`outbox`, `dead`, `seen`, `meta`) and every rule about them; know
 invariants are those at the head of forwarder/worker.js:
 
     insert ──► outbox ── ack_to ──► seen (7 days, so that a redelivery is known)
+                 │ ▲ pause, resume: parked ──► outbox under NEW seqs
                  │ nacked N times, or older than the TTL
                  └────► dead ── replay ──► outbox under a NEW seq        dead ── drop ──► seen
 
@@ -31,11 +32,14 @@ stale INTEGER NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL, nacks INTEGER
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, {_COLUMNS}, retry_ms INTEGER);
 CREATE TABLE IF NOT EXISTS dead (seq INTEGER PRIMARY KEY, {_COLUMNS}, dead_ms INTEGER NOT NULL, why TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS parked (seq INTEGER PRIMARY KEY, {_COLUMNS});
+CREATE TABLE IF NOT EXISTS hints (seq INTEGER PRIMARY KEY, hint TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS seen (dedupe TEXT PRIMARY KEY, seq INTEGER NOT NULL, forget_ms INTEGER NOT NULL)
   WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 _HOOK = "source, delivery, dedupe, received_ms, stale, headers, body"
+_ROWS = "SELECT outbox.*, hint FROM outbox LEFT JOIN hints USING (seq)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class Outbox:
 
     def known(self, dedupe: str) -> int | None:
         """The seq under which this event was already stored, if it was."""
-        for table in ("outbox", "dead", "seen"):
+        for table in ("outbox", "parked", "dead", "seen"):
             row = self._one(f"SELECT seq FROM {table} WHERE dedupe = ?", dedupe)
             if row is not None:
                 return int(row["seq"])
@@ -121,6 +125,8 @@ class Outbox:
         with self._transaction():
             seq = self._insert(hook)
             self.set_meta(f"last:{hook.source}", hook.received_ms)
+            if hook.source in self.paused():
+                self._park("seq = ?", (seq,))
         return seq
 
     def _insert(self, hook: Arrival) -> int:
@@ -128,13 +134,50 @@ class Outbox:
         query = f"INSERT INTO outbox ({_HOOK}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         return int(self._db.execute(query, (*values, hook.body)).lastrowid or 0)
 
+    # --- pause
+
+    def paused(self) -> list[str]:
+        """Sources whose hooks are kept back."""
+        rows = self._db.execute("SELECT key FROM meta WHERE key LIKE 'paused:%' ORDER BY key")
+        return [str(row["key"]).removeprefix("paused:") for row in rows]
+
+    def pause(self, source: str, above: int, now_ms: int) -> int:
+        """Keep back its hooks, also those above `above`, the highest seq handed out. Returns how many moved."""
+        with self._transaction():
+            self.set_meta(f"paused:{source}", now_ms)
+            return self._park("source = ? AND seq > ?", (source, above))
+
+    def resume(self, source: str) -> int:
+        """Its hooks go back into the outbox under new seqs, in order. Returns how many."""
+        with self._transaction():
+            self.drop_meta(f"paused:{source}")
+            query = f"INSERT INTO outbox ({_HOOK}) SELECT {_HOOK} FROM parked WHERE source = ? ORDER BY seq"
+            self._db.execute(query, (source,))
+            return self._db.execute("DELETE FROM parked WHERE source = ?", (source,)).rowcount
+
+    def _park(self, where: str, arguments: tuple[object, ...]) -> int:
+        self._db.execute(f"INSERT INTO parked SELECT seq, {_HOOK}, nacks FROM outbox WHERE {where}", arguments)
+        return self._db.execute(f"DELETE FROM outbox WHERE {where}", arguments).rowcount
+
+    # --- hints of the model at the edge
+
+    def unhinted(self, limit: int) -> list[tuple[int, bytes]]:
+        """(seq, body) of Linear's rows that no model has looked at, the oldest first."""
+        query = f"{_ROWS} WHERE hint IS NULL AND source = 'linear' ORDER BY seq LIMIT ?"
+        return [(int(row["seq"]), bytes(row["body"])) for row in self._db.execute(query, (limit,))]
+
+    def hint(self, seq: int, text: str) -> None:
+        """Keep what the model said of a row that is still here."""
+        query = "INSERT OR REPLACE INTO hints SELECT seq, ? FROM outbox WHERE seq = ?"
+        self._db.execute(query, (text[:TEXT_MAX], seq))
+
     # --- out
 
     def frames(self, *, above: int, limit: int = WINDOW, room: int = FLIGHT_MAX) -> list[dict[str, Any]]:
         """`hook` messages for rows above a cursor, in seq order. At least one if `room` (bytes) is still whole."""
         found: list[dict[str, Any]] = []
         bytes_left = room
-        for row in self._db.execute("SELECT * FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (above, limit)):
+        for row in self._db.execute(f"{_ROWS} WHERE seq > ? ORDER BY seq LIMIT ?", (above, limit)):
             bytes_left -= len(row["body"])
             if bytes_left < 0 and (found or room < FLIGHT_MAX):
                 break
@@ -154,6 +197,7 @@ class Outbox:
             query = "INSERT OR REPLACE INTO seen SELECT dedupe, seq, ? FROM outbox WHERE seq <= ?"
             self._db.execute(query, (now_ms + SEEN_MS, seq))
             self._db.execute("DELETE FROM outbox WHERE seq <= ?", (seq,))
+            self._db.execute("DELETE FROM hints WHERE seq <= ?", (seq,))
 
     def nack(self, seq: int, why: str, now_ms: int) -> Nacked | None:
         """Count one failed delivery; None when the row is gone. At the limit the row is dead."""
@@ -190,7 +234,7 @@ class Outbox:
     def take_due(self, now_ms: int) -> list[dict[str, Any]]:
         """`hook` messages for rows whose retry is due; they no longer wait."""
         with self._transaction():
-            rows = self._db.execute("SELECT * FROM outbox WHERE retry_ms <= ? ORDER BY seq", (now_ms,)).fetchall()
+            rows = self._db.execute(f"{_ROWS} WHERE retry_ms <= ? ORDER BY seq", (now_ms,)).fetchall()
             self._db.execute("UPDATE outbox SET retry_ms = NULL WHERE retry_ms <= ?", (now_ms,))
         return [_frame(row) for row in rows]
 
@@ -234,6 +278,10 @@ class Outbox:
         with self._transaction():
             for seq in old:
                 self._bury(seq, "expired: nobody fetched it within HUB_TTL_DAYS", now_ms)
+            late = "expired: its source was paused for HUB_TTL_DAYS"
+            parked = f"INSERT INTO dead SELECT seq, {_HOOK}, nacks, ?, ? FROM parked WHERE received_ms < ?"
+            self._db.execute(parked, (now_ms, late, now_ms - ttl_ms))
+            self._db.execute("DELETE FROM parked WHERE received_ms < ?", (now_ms - ttl_ms,))
         self._forget("dead_ms < ?", now_ms - ttl_ms, now_ms)
         self._db.execute("DELETE FROM seen WHERE forget_ms <= ?", (now_ms,))
         return old
@@ -243,6 +291,15 @@ class Outbox:
     def depth(self) -> int:
         """Rows waiting for an ack."""
         return int(self._db.execute("SELECT COUNT(*) FROM outbox").fetchone()[0])
+
+    def parked_count(self) -> int:
+        """Rows of paused sources."""
+        return int(self._db.execute("SELECT COUNT(*) FROM parked").fetchone()[0])
+
+    @property
+    def rows_written(self) -> int:
+        """Since this process opened the file."""
+        return self._db.total_changes
 
     def dead_count(self) -> int:
         """Dead letters."""
@@ -285,4 +342,5 @@ class _Transaction:
 def _frame(row: sqlite3.Row) -> dict[str, Any]:
     body = base64.b64encode(row["body"]).decode()
     plain = {name: row[name] for name in ("seq", "source", "delivery", "received_ms")}
-    return {"type": "hook", **plain, "stale": bool(row["stale"]), "headers": json.loads(row["headers"]), "body": body}
+    hook = {"type": "hook", **plain, "stale": bool(row["stale"]), "headers": json.loads(row["headers"]), "body": body}
+    return hook | ({"hint": row["hint"]} if row["hint"] else {})

@@ -14,13 +14,14 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from piclusterd.demo.hub_checks import TEXT_MAX, Refusal, is_count, is_plain, now_ms, reason_of
+from piclusterd.demo.hub_checks import TEXT_MAX, Refusal, is_count, is_plain, reason_of
+from piclusterd.demo.hub_hints import Hints
 from piclusterd.demo.hub_outbox import FLIGHT_MAX, WINDOW, Outbox
 from piclusterd.integrations.signatures import body_object
 
@@ -32,6 +33,22 @@ RETRY_DEFAULT_S = 5.0
 SWEEP_MS = 3_600_000  # hourly is plenty for limits counted in days
 CLOSE_WAIT_S = 1.0  # for the peer's half of a closing handshake; it may be gone
 SUPERSEDED, STALE, PROTOCOL, TOO_BIG, GOING_AWAY = 4000, 4001, 4002, 1009, 1001
+
+
+class Timer(Protocol):
+    def cancel(self) -> object: ...
+
+
+class Clock:
+    """The wall's. A test that plays a day of outage brings its own."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return int(time.time() * 1000)
+
+    def call_at(self, ms: float, ring: Callable[[], None]) -> Timer:
+        """Ring once, at `ms` or soon after."""
+        return asyncio.get_running_loop().call_later(max(0.0, ms / 1000 - time.time()), ring)
 
 
 @dataclass(slots=True, eq=False)
@@ -57,11 +74,14 @@ class Link:
 class Sockets:
     """The links, and what happens on them."""
 
-    def __init__(self, outbox: Outbox, ttl_ms: int) -> None:
+    def __init__(self, outbox: Outbox, ttl_ms: int, clock: Clock, hints: Hints) -> None:
         self._outbox = outbox
         self._ttl_ms = ttl_ms
+        self._clock = clock
+        self._hints = hints
+        self._hinting: asyncio.Task[None] | None = None
         self._links: list[Link] = []
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: Timer | None = None
         self._alarm_ms = math.inf
 
     def start(self) -> None:
@@ -72,6 +92,8 @@ class Sockets:
         """Say goodbye to every link."""
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._hinting is not None:
+            self._hinting.cancel()
         for link in self._links:
             link.close(GOING_AWAY, "the hub is stopping")
 
@@ -89,6 +111,8 @@ class Sockets:
                 self._on_message(link, message.type, message.data)
         finally:
             self._links.remove(link)
+            if link.current:
+                self.note_here()
             if link.over:  # the reader wakes first when we close: the close frame must still go out
                 await asyncio.wait([writer], timeout=2 * CLOSE_WAIT_S)
             writer.cancel()
@@ -111,6 +135,10 @@ class Sockets:
         for link in self._links:
             if link.current and link is not spare:
                 link.close(SUPERSEDED, "superseded")
+
+    def note_here(self) -> None:
+        """A coordinator is here: decides when the model at the edge may help."""
+        self._outbox.set_meta("here_ms", self._clock.now_ms())
 
     # --- messages
 
@@ -146,9 +174,10 @@ class Sockets:
         self._supersede(spare=link)
         here = self._outbox.hub_id
         if message.get("hub") == here and is_count(acked):
-            self._outbox.ack_to(acked, now_ms())
+            self._outbox.ack_to(acked, self._clock.now_ms())
         self._outbox.clear_retries()
         link.current, link.node, link.cursor = True, node, 0
+        self.note_here()
         pending = self._outbox.depth()
         link.send({"type": "welcome", "proto": PROTO, "pending": pending, "window": WINDOW, "hub": here})
         return self.push()
@@ -163,13 +192,13 @@ class Sockets:
 
     def acked(self, seq: int) -> None:
         """A cumulative ack, from whichever door."""
-        self._outbox.ack_to(seq, now_ms())
+        self._outbox.ack_to(seq, self._clock.now_ms())
         self.push()
 
     def _nacked(self, seq: int, message: dict[str, Any]) -> None:
         if self._outbox.waits(seq):
             return
-        outcome = self._outbox.nack(seq, reason_of(message.get("why")), now_ms())
+        outcome = self._outbox.nack(seq, reason_of(message.get("why")), self._clock.now_ms())
         if outcome is None:
             return
         if outcome.dead:
@@ -178,7 +207,7 @@ class Sockets:
         wait_s = message.get("retry_after_s")
         if not isinstance(wait_s, int | float) or isinstance(wait_s, bool) or not wait_s >= 0:
             wait_s = RETRY_DEFAULT_S
-        due = math.ceil(time.time() * 1000 + min(wait_s, RETRY_MAX_S) * 1000)
+        due = math.ceil(self._clock.now_ms() + min(wait_s, RETRY_MAX_S) * 1000)
         self._outbox.retry_at(seq, due)
         self.wake_by(due)
 
@@ -200,7 +229,12 @@ class Sockets:
             link.cursor = frame["seq"]
             link.send(frame)
 
-    # --- time: one alarm for retries and the sweep
+    # --- time: one alarm for retries, the sweep and the model
+
+    def wake_for_hints(self) -> None:
+        """Let the alarm ring when the model has something to look at."""
+        if self.current() is None:
+            self.wake_by(self._hints.due(self._clock.now_ms()))
 
     def wake_by(self, ms: float) -> None:
         """Let the alarm ring at `ms` at the latest."""
@@ -209,22 +243,25 @@ class Sockets:
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm_ms = ms
-        delay_s = max(0.0, ms / 1000 - time.time())
-        self._alarm = asyncio.get_running_loop().call_later(delay_s, self._on_alarm)
+        self._alarm = self._clock.call_at(ms, self._on_alarm)
 
     def _on_alarm(self) -> None:
         self._alarm_ms = math.inf
         try:
-            expired = self._outbox.sweep(now_ms(), self._ttl_ms)
+            expired = self._outbox.sweep(self._clock.now_ms(), self._ttl_ms)
             if expired:
                 self.tell_dead(expired)
             link = self.current()
-            for frame in self._outbox.take_due(now_ms()):
+            for frame in self._outbox.take_due(self._clock.now_ms()):
                 if link is not None:
                     link.send(frame)
+            if link is None and self._hints.due(self._clock.now_ms()) <= self._clock.now_ms():
+                self._hinting = asyncio.get_running_loop().create_task(self._hints.classify(self._clock.now_ms()))
+                self._hinting.add_done_callback(lambda _: self.wake_for_hints())
         finally:
+            self.wake_for_hints()
             retry = self._outbox.next_retry()
-            self.wake_by(min(now_ms() + SWEEP_MS, math.inf if retry is None else retry))
+            self.wake_by(min(self._clock.now_ms() + SWEEP_MS, math.inf if retry is None else retry))
 
 
 async def _write(ws: web.WebSocketResponse, link: Link) -> None:

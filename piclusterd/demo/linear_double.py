@@ -22,14 +22,16 @@ import json
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from aiohttp import web
 
+from .doubles import Fault as Fault
+from .doubles import FaultKind as FaultKind
+from .doubles import Faults
 from .linear_workspace import Refusal, Workspace
 
 try:  # a development dependency: the demo runs without it
@@ -49,17 +51,6 @@ QUOTA = {
     "x-ratelimit-complexity-remaining": "2999000",
 }
 
-FaultKind = Literal["ratelimited", "internal", "hang", "malformed", "partial", "lost", "quota-spent", "oversized"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens to the next request. `lost`: it is performed and the connection drops before the answer;
-    `quota-spent`: it is answered, and its headers say that it was the last one for `seconds`."""
-
-    kind: FaultKind
-    seconds: int = 30
-
 
 class LinearDouble(Workspace):
     """`async with LinearDouble() as double:` then `double.url`; `key` is the Authorization header it asks for."""
@@ -69,8 +60,7 @@ class LinearDouble(Workspace):
         self.key = key
         self.url = ""
         self.violations: list[str] = []
-        self.faults: deque[Fault | None] = deque()
-        """One for each of the next requests; None leaves one alone."""
+        self.faults = Faults()
         self.requests = 0
         self._schema = public_schema()
         self._stopping = asyncio.Event()
@@ -111,12 +101,14 @@ class LinearDouble(Workspace):
             return web.json_response({"errors": [_error(refusal)]}, status=401, headers=QUOTA)
         body = await request.json()
         document, variables = body["query"], body.get("variables") or {}
-        fault = self.faults.popleft() if self.faults else None
-        if fault is not None and fault.kind not in ("lost", "partial", "quota-spent"):
+        fault = self.faults.take()
+        if fault is not None and fault.kind not in ("lost", "partial", "quota-spent", "slow"):
             return await self._fail(fault)
         status, answer = self.answer(document, variables)
         if fault is None:
             return web.json_response(answer, status=status, headers=QUOTA)
+        if fault.kind == "slow":
+            await self._wait(fault.seconds)
         return self._spoil(fault, status, answer, request)
 
     async def _fail(self, fault: Fault) -> web.StreamResponse:
@@ -125,8 +117,12 @@ class LinearDouble(Workspace):
             case "ratelimited":
                 refusal = Refusal("Rate limit exceeded", "", "RATELIMITED", "ratelimited")
                 return web.json_response({"errors": [_error(refusal)]}, status=400, headers=_spent(fault.seconds))
+            case "spent":  # what a proxy before Linear says; Linear itself answers 400
+                return web.Response(status=429, text="Too Many Requests", headers={"Retry-After": f"{fault.seconds:g}"})
             case "internal":
                 return web.Response(status=500, text="Internal Server Error")
+            case "unavailable":
+                return web.Response(status=503, text="upstream connect error")
             case "malformed":
                 return web.Response(text='{"data": {"issue": ', content_type="application/json")
             case "oversized":
@@ -134,6 +130,13 @@ class LinearDouble(Workspace):
             case _:
                 await self._stopping.wait()
                 return web.Response(status=503)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
 
     def _spoil(self, fault: Fault, status: int, answer: dict[str, Any], request: web.Request) -> web.StreamResponse:
         """A fault that comes after the request was performed."""
@@ -231,8 +234,8 @@ def _error(refusal: Refusal) -> dict[str, Any]:
     return {"message": str(refusal), "extensions": refusal.extensions}
 
 
-def _spent(seconds: int) -> dict[str, str]:
-    reset_ms = time.time_ns() // 1_000_000 + seconds * 1000
+def _spent(seconds: float) -> dict[str, str]:
+    reset_ms = time.time_ns() // 1_000_000 + int(seconds * 1000)
     return {**QUOTA, "x-ratelimit-requests-remaining": "0", "x-ratelimit-requests-reset": str(reset_ms)}
 
 

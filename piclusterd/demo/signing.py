@@ -11,15 +11,15 @@ import uuid
 
 from piclusterd.integrations.signatures import PROVIDERS, digest
 
-_EVENTS = {"linear": "Issue", "github": "push", "notion": ""}
+_EVENTS = {"linear": "Issue", "github": "push"}
 
 
 def sign(
     source: str, body: bytes, secret: str, *, event: str | None = None, delivery: str | None = None
 ) -> dict[str, str]:
-    """Headers for `body` from `source` (linear, github or notion). Raises KeyError for any other source."""
+    """Headers for `body` from `source` (linear, github, notion or selftest). Raises KeyError for any other source."""
     provider = PROVIDERS[source]
-    event = _EVENTS[source] if event is None else event
+    event = _EVENTS.get(source, "") if event is None else event
     delivery = delivery or str(uuid.uuid4())
     signature = provider.prefix + digest(secret, body).hex()
     headers = {"Content-Type": "application/json; charset=utf-8"}
@@ -29,4 +29,6 @@ def sign(
     if source == "github":
         own = {"X-GitHub-Delivery": delivery, "X-GitHub-Event": event, "User-Agent": "GitHub-Hookshot/piclusterd"}
         return headers | own | {"X-GitHub-Hook-ID": "1", "X-Hub-Signature-256": signature}
+    if source == "selftest":
+        return headers | {"User-Agent": "picluster", "X-Picluster-Signature": signature}
     return headers | {"User-Agent": "notion-api", "X-Notion-Signature": signature}

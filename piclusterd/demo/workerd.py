@@ -2,6 +2,7 @@
 
     find() ──► $PICLUSTERD_WORKERD, or workerd on PATH, or the npm package @cloudflare/workerd-<platform>
     start(port, state_dir, env) ──► state_dir/{worker.js, hub.capnp, do/} ──► workerd serve ──► /health ──► HubProcess
+                                    HUB_AI_URL: ai.js beside it stands for the binding `AI` and asks the double there
 
 The version is pinned once, in forwarder/package.json. The platform package carries the binary itself, so the ordinary
 npm client is all it takes (npm.py). Secrets reach workerd through its environment (`fromEnvironment`), not through the
@@ -38,8 +39,10 @@ BINDINGS = (
     *("LINEAR_SECRET", "LINEAR_SECRET_NEXT"),
     *("GITHUB_SECRET", "GITHUB_SECRET_NEXT"),
     *("NOTION_SECRET", "NOTION_SECRET_NEXT"),
-    *("HUB_TTL_DAYS", "HUB_NACK_LIMIT"),
+    *("HUB_TTL_DAYS", "HUB_NACK_LIMIT", "HUB_AI_MODEL", "HUB_AI_AFTER_S"),
 )
+AI_BINDINGS = ("HUB_AI_URL", "HUB_AI_TOKEN")
+"""Of the stand-in for Workers AI."""
 
 _CONFIG = """\
 using Workerd = import "/workerd/workerd.capnp";
@@ -47,7 +50,7 @@ using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
   services = [
     (name = "hub", worker = .hub),
-    (name = "state", disk = (path = {state}, writable = true)),
+    (name = "state", disk = (path = {state}, writable = true)),{ai_services}
   ],
   sockets = [(name = "http", address = "127.0.0.1:{port}", http = (), service = "hub")],
 );
@@ -62,6 +65,33 @@ const hub :Workerd.Worker = (
   durableObjectNamespaces = [(className = "Hub", uniqueKey = "hub", enableSql = true)],
   durableObjectStorage = (localDisk = "state"),
 );
+"""
+
+
+_AI_SERVICES = """
+    (name = "ai", worker = .ai),
+    (name = "internet", network = (allow = ["local"])),"""
+_AI_CONFIG = """
+const ai :Workerd.Worker = (
+  modules = [(name = "ai.js", esModule = embed "ai.js")],
+  compatibilityDate = "{date}",
+  bindings = [(name = "HUB_AI_URL", fromEnvironment = "HUB_AI_URL"), (name = "HUB_AI_TOKEN", fromEnvironment = "HUB_AI_TOKEN")],
+);
+"""
+_AI_SCRIPT = """\
+// Stands for the binding `AI` of Workers AI, which runs at Cloudflare only: the same call, asked of its double over HTTP.
+import { WorkerEntrypoint } from "cloudflare:workers";
+export class AI extends WorkerEntrypoint {
+  async run(model, input) {
+    const headers = { authorization: `Bearer ${this.env.HUB_AI_TOKEN}`, "content-type": "application/json" };
+    const request = { method: "POST", headers, body: JSON.stringify(input) };
+    const answer = await fetch(`${this.env.HUB_AI_URL}/ai/run/${model}`, request);
+    const said = await answer.json();
+    if (!said.success) throw new Error(said.errors.map(({ code, message }) => `${code}: ${message}`).join("; "));
+    return said.result;
+  }
+}
+export default { fetch: () => new Response(null, { status: 404 }) };
 """
 
 
@@ -115,11 +145,20 @@ async def start(port: int, state_dir: Path, env: Mapping[str, str]) -> HubProces
     state.mkdir(parents=True, exist_ok=True)
     shutil.copy(FORWARDER / "worker.js", state_dir / "worker.js")  # `embed` reads beside the config only
     given = {name: env[name] for name in BINDINGS if name in env}
+    with_ai = {name: env[name] for name in AI_BINDINGS if name in env}
+    (state_dir / "ai.js").write_text(_AI_SCRIPT)
     config = state_dir / "hub.capnp"
-    config.write_text(_config(port, state, tuple(given)))
-    return await spawn("workerd", [str(found.path), "serve", str(config)], port, given, state_dir / "workerd.log")
+    config.write_text(_config(port, state, tuple(given), with_ai=bool(with_ai)))
+    command = [str(found.path), "serve", str(config)]
+    return await spawn("workerd", command, port, given | with_ai, state_dir / "workerd.log")
 
 
-def _config(port: int, state: Path, names: tuple[str, ...]) -> str:
+def _config(port: int, state: Path, names: tuple[str, ...], *, with_ai: bool) -> str:
     lines = [f'    (name = "{name}", fromEnvironment = "{name}"),' for name in names]
-    return _CONFIG.format(state=json.dumps(str(state)), port=port, date=COMPATIBILITY_DATE, bindings="\n".join(lines))
+    if with_ai:
+        lines.append('    (name = "AI", service = (name = "ai", entrypoint = "AI")),')
+    text = _CONFIG.format(
+        state=json.dumps(str(state)), port=port, date=COMPATIBILITY_DATE, bindings="\n".join(lines),
+        ai_services=_AI_SERVICES if with_ai else "",
+    )  # fmt: skip
+    return text + (_AI_CONFIG.format(date=COMPATIBILITY_DATE) if with_ai else "")

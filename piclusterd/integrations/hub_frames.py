@@ -25,6 +25,8 @@ class HubHook:
     stale: bool
     headers: Mapping[str, str]
     body: bytes
+    hint: str = ""
+    """What a model at the edge made of it while the cluster was away. Nobody's word: unsigned, and never acted on."""
 
 
 class Prefix:
@@ -80,11 +82,12 @@ class HookFrame(msgspec.Struct, tag="hook", tag_field="type"):
     stale: bool
     headers: dict[str, str]
     body: bytes  # msgspec reads base64
+    hint: str = ""
 
     def hook(self) -> HubHook:
         """The same, for everybody else."""
         plain = (self.seq, self.source, self.delivery, self.received_ms, self.stale)
-        return HubHook(*plain, headers=self.headers, body=self.body)
+        return HubHook(*plain, headers=self.headers, body=self.body, hint=self.hint)
 
 
 class Dead(msgspec.Struct, tag="dead", tag_field="type"):

@@ -14,6 +14,8 @@ Facts, from the providers' webhook documentation:
     Linear   Linear-Signature:     <hex>            HMAC-SHA256 of the raw body
     GitHub   X-Hub-Signature-256:  sha256=<hex>     X-GitHub-Delivery is NOT signed
     Notion   X-Notion-Signature:   sha256=<hex>     retries change `attempt_number`, so the body differs: key on `id`
+
+`selftest` is ourselves: `picluster selftest` signs with a secret derived from the hub's token, which nobody else holds.
 """
 
 import hashlib
@@ -44,6 +46,7 @@ PROVIDERS: Mapping[str, Provider] = {
     "linear": Provider("linear-signature", "", "linear-delivery"),
     "github": Provider("x-hub-signature-256", "sha256=", "x-github-delivery"),
     "notion": Provider("x-notion-signature", "sha256=", None),
+    "selftest": Provider("x-picluster-signature", "sha256=", None),
 }
 
 
@@ -51,7 +54,7 @@ class Verdict(Enum):
     """The outcome of `verify`; the value is the reason in words. Only `OK` may be acted on."""
 
     OK = "the signature matches"
-    UNKNOWN_SOURCE = "the source is none of linear, github, notion"
+    UNKNOWN_SOURCE = "the source is none of linear, github, notion, selftest"
     NO_SECRET = "no secret is configured for this source"
     MISSING = "the signature header is missing"
     MALFORMED = "the signature is not 64 hex digits behind its prefix"
@@ -83,6 +86,11 @@ def verify(source: str, headers: Mapping[str, str], body: bytes, secrets: Iterab
     mac = bytes.fromhex(digits)
     matches = [hmac.compare_digest(digest(secret, body), mac) for secret in active]  # a list: no early exit
     return Verdict.OK if any(matches) else Verdict.MISMATCH
+
+
+def selftest_secret(token: str) -> str:
+    """What signs the webhooks of `picluster selftest`: only who may fetch from the hub can make it."""
+    return digest(token, b"picluster selftest").hex()
 
 
 def digest(secret: str, body: bytes) -> bytes:

@@ -22,10 +22,12 @@ import aiohttp
 from piclusterd.demo import workerd
 from piclusterd.demo.hub_process import HubProcess, free_port, start_python
 from piclusterd.demo.signing import sign
+from piclusterd.integrations.signatures import selftest_secret
 
 TOKEN = "hub-token"
 SECRETS = {source: f"{source}-secret" for source in ("linear", "github", "notion")}
 ENV = {"HUB_TOKEN": TOKEN} | {f"{source.upper()}_SECRET": secret for source, secret in SECRETS.items()}
+SECRETS["selftest"] = selftest_secret(TOKEN)
 WAIT_S = 20.0  # a loaded two-core machine; everything here takes milliseconds on an idle one
 Answer = tuple[int, Any]
 

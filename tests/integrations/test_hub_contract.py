@@ -11,7 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from piclusterd.demo.doubles import Fault
 from piclusterd.demo.signing import sign
+from piclusterd.demo.workers_ai_double import MODEL, WorkersAIDouble
+from piclusterd.integrations.signatures import selftest_secret
 from tests.integrations.rig import ENV, SECRETS, TOKEN, Rig, body_of, fresh
 
 pytestmark = pytest.mark.e2e
@@ -74,6 +77,7 @@ PRIVATE = [
     *(("GET", "/connect"), ("GET", "/pull?term=1&node=a"), ("POST", "/ack"), ("POST", "/nack")),
     *(("GET", "/dead"), ("POST", "/dead/1/replay"), ("DELETE", "/dead/1")),
     *(("GET", "/notion/token"), ("DELETE", "/notion/token")),
+    *(("POST", "/sources/linear/pause"), ("POST", "/sources/linear/resume")),
 ]
 
 
@@ -409,6 +413,120 @@ async def test_what_nobody_fetched_in_time_is_a_dead_letter(any_rig: Rig) -> Non
     assert [letter["why"].split(":")[0] for letter in page["dead"]] == ["expired", "expired"]
 
 
+# --- pause
+
+
+async def test_a_paused_source_is_stored_and_kept_back_until_it_is_resumed(hub: Rig) -> None:
+    await hub.accept(1)
+    line = await hub.dial()
+    assert await line.seqs(1) == [1]
+    assert await hub.call("POST", "/sources/linear/pause") == (
+        200,
+        {"source": "linear", "paused": True, "moved": 0},  # what was handed out is left to its ack
+    )
+    waiting = [fresh(n=n) for n in range(3)]
+    for body in waiting:
+        assert (await hub.post("linear", body))[0] == 200
+    await hub.post("github", b"{}")
+    assert [hook["source"] for hook in await line.hooks(1)] == ["github"]
+    assert (await hub.post("linear", waiting[0]))[1]["duplicate"] is True
+    found = await hub.health()
+    assert (found["depth"], found["parked"], found["paused"]) == (2, 3, ["linear"])
+    await line.send(type="ack", seq=5)  # of everything handed out: the parked ones are not meant
+    await hub.until(depth=0, parked=3)
+    await hub.kill()
+    await hub.start()
+    line = await hub.dial()
+    assert line.welcome["pending"] == 0
+    assert (await hub.call("POST", "/sources/linear/resume"))[1]["moved"] == 3
+    hooks = await line.hooks(3)
+    assert [body_of(hook) for hook in hooks] == waiting
+    assert [hook["seq"] for hook in hooks] == [6, 7, 8]
+    assert (await hub.health())["paused"] == []
+
+
+async def test_a_pause_also_keeps_back_what_nobody_was_handed_yet(hub: Rig) -> None:
+    await hub.accept(2)
+    await hub.post("github", b"{}")
+    assert (await hub.call("POST", "/sources/linear/pause"))[1]["moved"] == 2
+    line = await hub.dial()
+    assert await line.seqs(1) == [3]
+    status, answer = await hub.call("POST", "/sources/gitlab/pause")
+    assert (status, error_of(answer)) == (404, "unknown source")
+
+
+async def test_what_a_pause_kept_too_long_is_a_dead_letter(any_rig: Rig) -> None:
+    await any_rig.start(HUB_TTL_DAYS="1e-9")
+    await any_rig.call("POST", "/sources/linear/pause")
+    await any_rig.accept(1)
+    await any_rig.post("github", b"{}")
+    line = await any_rig.dial()
+    await line.seqs(1)
+    await nack(line, 2)  # wakes the alarm, which also sweeps
+    await any_rig.until(parked=0)
+    _, page = await any_rig.call("GET", "/dead")
+    assert page["dead"][0]["why"] == "expired: its source was paused for HUB_TTL_DAYS"
+
+
+# --- the selftest's own source
+
+
+async def test_only_who_knows_the_hubs_token_can_send_a_selftest(hub: Rig) -> None:
+    body = b'{"id": "t1"}'
+    for secret in (TOKEN, selftest_secret("another")):
+        assert (await hub.post("selftest", body, secret=secret))[0] == 401
+    assert await hub.post("selftest", body) == (200, {"seq": 1, "duplicate": False})
+    line = await hub.dial()
+    [hook] = await line.hooks(1)
+    assert (hook["source"], hook["delivery"]) == ("selftest", "t1")
+    assert list(hook["headers"]) == ["x-picluster-signature", "content-type", "user-agent"]
+
+
+# --- hints of a model at the edge
+
+
+async def test_rows_get_a_hint_once_the_cluster_has_been_away_for_long(any_rig: Rig) -> None:
+    async with WorkersAIDouble() as model:
+        await any_rig.start(
+            HUB_AI_MODEL=MODEL, HUB_AI_AFTER_S="1e-3", HUB_AI_URL=model.account_url, HUB_AI_TOKEN=model.key
+        )
+        asked = asyncio.Event()
+        model.answer = lambda prompt: (asked.set(), "P1")[1]  # type: ignore[func-returns-value]
+        await any_rig.post("linear", fresh(data={"title": "Checkout is down", "description": "for all"}))
+        await any_rig.post("github", b"{}")
+        async with asyncio.timeout(20):
+            await asked.wait()
+            while not (page := (await any_rig.call("GET", "/pull?term=1&node=a"))[1]["hooks"])[0].get("hint"):
+                pass
+        assert [hook.get("hint") for hook in page] == ["P1", None]
+        assert model.prompts == ["Checkout is down\nfor all"]
+        assert model.violations == []
+
+
+async def test_without_a_model_named_nothing_is_asked_and_no_frame_has_a_hint(any_rig: Rig) -> None:
+    async with WorkersAIDouble() as model:
+        await any_rig.start(HUB_AI_AFTER_S="1e-3", HUB_AI_URL=model.account_url, HUB_AI_TOKEN=model.key)
+        await any_rig.accept(2)
+        line = await any_rig.dial()
+        assert ["hint" in hook for hook in await line.hooks(2)] == [False, False]
+        assert model.requests == 0
+
+
+async def test_a_model_that_fails_costs_the_hint_and_nothing_else(any_rig: Rig) -> None:
+    async with WorkersAIDouble() as model:
+        model.faults.extend([Fault("spent")] * 9)
+        await any_rig.start(
+            HUB_AI_MODEL=MODEL, HUB_AI_AFTER_S="1e-3", HUB_AI_URL=model.account_url, HUB_AI_TOKEN=model.key
+        )
+        await any_rig.accept(2)
+        async with asyncio.timeout(20):
+            while not model.requests:
+                await any_rig.health()
+        line = await any_rig.dial()
+        assert await line.seqs(2) == [1, 2]
+        assert model.requests == 1  # the day is spent: it is left alone
+
+
 # --- plain HTTP
 
 
@@ -478,14 +596,20 @@ async def test_health_tells_without_a_token_and_without_secrets(hub: Rig) -> Non
         "term": 0,
         "last": {},
         "dead": 0,
+        "parked": 0,
+        "paused": [],
     }
-    assert await hub.health() == {"ok": True, "last": {}, **nothing}
+    quota = (first := await hub.health()).pop("quota")
+    assert first == {"ok": True, **nothing}
+    assert set(quota) == {"day", "requests", "rows_written", "requests_max", "rows_max"}
     await hub.accept(2)
     line = await hub.dial(node="pi-2", term=5)
     found = await hub.health()
     assert 0 <= found.pop("oldest_unacked_s") < 60
     assert list(found.pop("last")) == ["linear"]
-    assert found == {"ok": True, "depth": 2, "connected": "pi-2", "term": 5, "dead": 0}
+    used = found.pop("quota")
+    assert (used["requests"] > quota["requests"], used["rows_written"] > quota["rows_written"]) == (True, True)
+    assert found == {"ok": True, "depth": 2, "connected": "pi-2", "term": 5, "dead": 0, "parked": 0, "paused": []}
     await line.ws.close()
     await hub.until(connected=None)
 
