@@ -46,6 +46,7 @@ from .hands import Hands, Service
 from .ids import NodeId
 from .inference.models import ModelSpec, resolve
 from .inference.pool import Pool
+from .integrations.echo import Echo
 from .integrations.linear import LinearClient
 from .ledger.ballast import BALLAST_BYTES
 from .ledger.pruning import Retention
@@ -56,6 +57,7 @@ from .upkeep import VOTES, keep_linked, ledger_flags, losses, recall, scrub, str
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
+from .workflows.selftest import Selftest
 from .workflows.triage import Triage
 from .workflows.workflow import Workflow
 
@@ -183,7 +185,8 @@ class Daemon:
 
     def _workflows(self) -> dict[str, Workflow]:
         triage = Triage(self.config.triage, self._default_model() or "default", self.config.linear.actor_id)
-        return {triage.name: triage}
+        selftest = Selftest()
+        return {triage.name: triage, selftest.name: selftest}
 
     def _default_model(self) -> str:
         return self.config.inference.default_model or next((model.name for model in self.config.models), "")
@@ -192,12 +195,13 @@ class Daemon:
         return self.config.state_dir / VOTES
 
     async def _services(self) -> dict[str, Service]:
+        services: dict[str, Service] = {"selftest": Echo(self.me.name)}
         if not self.config.linear.token_file:
-            return {}
+            return services
         token = self._secret(self.config.linear.token_file)[0]
         linear = LinearClient(self.config.linear.url, token)
         self._stack.push_async_callback(linear.close)
-        return {"linear": linear}
+        return {**services, "linear": linear}
 
     def _secret(self, file: str) -> tuple[str, ...]:
         return read_secret(file, self.environ)

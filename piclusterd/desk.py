@@ -42,6 +42,7 @@ from .inference.pool import Pool
 from .inference.serving import Serving
 from .integrations.hub import HubClient
 from .integrations.hub_frames import HubHook
+from .integrations.signatures import selftest_secret
 from .mailbox import Mailbox
 from .views import View
 from .web import admin, openai
@@ -107,7 +108,9 @@ class Desk:
         files = {source: getattr(config.webhooks, f"{source}_secret_file") for source in SOURCES}
         self._secrets = {source: secret(file) for source, file in files.items() if file}
         self._keys = frozenset(secret(config.api.keys_file)) if config.api.keys_file else frozenset()
-        self._hub_token = secret(config.hub.token_file)[0] if config.hub.url else ""
+        hub_tokens = secret(config.hub.token_file) if config.hub.url else ()
+        self._hub_token = hub_tokens[0] if hub_tokens else ""
+        self._secrets["selftest"] = tuple(map(selftest_secret, hub_tokens))
         self._errands: dict[str, Errand] = {
             CHANGE_VOTERS: (admin.VoterWish, self._change_voters_here, Voters, CHANGE_S),
             MOVE_LEADERSHIP: (admin.MoveWish, self._move_leadership_here, LeaderChanged, MOVE_S),

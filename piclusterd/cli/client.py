@@ -85,6 +85,16 @@ class Client:
         async with self._ask("POST", path, body, total_s) as response:
             return await _read(response, ANSWER_BYTES_MAX)
 
+    async def post_raw(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """The body of a JSON answer to bytes that are sent as they are."""
+        async with self._ask("POST", path, body, ANSWER_S, headers) as response:
+            return await _read(response, ANSWER_BYTES_MAX)
+
+    async def delete(self, path: str) -> bytes:
+        """The body of a JSON answer."""
+        async with self._ask("DELETE", path, None, ANSWER_S) as response:
+            return await _read(response, ANSWER_BYTES_MAX)
+
     async def lines(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> AsyncGenerator[bytes, None]:
         """The lines of a stream as they come, without the empty ones."""
         async with self._ask(method, path, body, None) as response:
@@ -97,14 +107,22 @@ class Client:
 
     @asynccontextmanager
     async def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None, total_s: float | None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | bytes | None,
+        total_s: float | None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=total_s, connect=CONNECT_S, sock_read=SILENCE_S)
         url = (self._where.url or LOCAL) + path
+        sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body}
         try:
-            async with self._session.request(method, url, json=body, timeout=limits, allow_redirects=False) as response:
+            async with self._session.request(
+                method, url, headers=headers, timeout=limits, allow_redirects=False, **sent
+            ) as response:
                 if response.status >= 300:
                     raise _fault(response.status, await _read(response, ANSWER_BYTES_MAX), self._where.name)
                 yield response

@@ -32,7 +32,7 @@ COMMANDS = {
     "status": "status", "models": "status", "events": "status", "chat": "chat",
     "node": "node", "voter": "voter",
     "coordinator": "coordinator", "ledger": "ledger", "backup": "backup", "recover": "backup",
-    "doctor": "doctor",
+    "doctor": "doctor", "hub": "hub", "selftest": "selftest",
 }  # fmt: skip
 """Command → the module of this room that has it."""
 

@@ -60,7 +60,7 @@ class Wrong(Exception):
 
 
 class Double:
-    """`async with GitHubDouble() as double:` then `double.url`. A subclass gives routes and the provider's own words."""
+    """`async with GitHubDouble() as double:` then `double.url`. A subclass gives routes and the provider's words."""
 
     def __init__(self, key: str) -> None:
         self.key = key

@@ -75,11 +75,14 @@ _AI_CONFIG = """
 const ai :Workerd.Worker = (
   modules = [(name = "ai.js", esModule = embed "ai.js")],
   compatibilityDate = "{date}",
-  bindings = [(name = "HUB_AI_URL", fromEnvironment = "HUB_AI_URL"), (name = "HUB_AI_TOKEN", fromEnvironment = "HUB_AI_TOKEN")],
+  bindings = [
+    (name = "HUB_AI_URL", fromEnvironment = "HUB_AI_URL"),
+    (name = "HUB_AI_TOKEN", fromEnvironment = "HUB_AI_TOKEN"),
+  ],
 );
 """
 _AI_SCRIPT = """\
-// Stands for the binding `AI` of Workers AI, which runs at Cloudflare only: the same call, asked of its double over HTTP.
+// Stands for the binding `AI` of Workers AI, which runs at Cloudflare only: the same call, asked of its double.
 import { WorkerEntrypoint } from "cloudflare:workers";
 export class AI extends WorkerEntrypoint {
   async run(model, input) {
