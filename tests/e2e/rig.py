@@ -32,15 +32,21 @@ class Rig:
 
 
 @asynccontextmanager
-async def running(root: Path, *, secret: str = "", **options: Any) -> AsyncIterator[Rig]:
+async def running(
+    root: Path, *, secret: str = "", hub: str = "python", linear_key: str = "", **options: Any
+) -> AsyncIterator[Rig]:
     """A hub, a Linear and the daemons of `Cluster(**options)`, until left. `secret`: Linear's, as the nodes know it."""
-    rig = Rig(World(root, "python"), Cluster(root, **options))
+    rig = Rig(World(root, hub), Cluster(root, **options))
+    rig.world.linear.key = linear_key or rig.world.linear.key
     try:
         await rig.world.start()
         outside = rig.world.told_to_nodes()
         rig.cluster.outside = replace(outside, linear_secret=secret or outside.linear_secret)
         await rig.cluster.found()
-        await rig.cluster.until_served()
+        if rig.cluster.with_model:
+            await rig.cluster.until_served()
+        else:
+            await rig.cluster.until(rig.cluster.coordinator, "a coordinator", LIMIT_S)
         yield rig
     finally:
         await rig.cluster.close()
