@@ -98,6 +98,11 @@ class Header(NamedTuple):
     def log(self) -> LogId:
         return LogId(self.origin, self.epoch)
 
+    @property
+    def place(self) -> str:
+        """In words."""
+        return f"{self.origin}/{self.epoch} seq {self.seq}"
+
     def describes(self, payload: bytes) -> bool:
         """Is `payload` the one that was hashed into this header?"""
         return len(payload) == self.size and _payload_hash(payload) == self.payload_hash
@@ -284,33 +289,31 @@ def decode_fact(entry: Entry) -> Fact | Dropped:
 
 def extend(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Link | Dropped:
     """The chain that ends at `tip`, one entry longer, or why `entry` (whose header is `header`) does not hang on it."""
-    place = f"{header.origin}/{header.epoch} seq {header.seq}"
     if header.seq != tip.seq + 1:
-        return Dropped(f"gap: {place} came after seq {tip.seq}")
+        return Dropped(f"gap: {header.place} came after seq {tip.seq}")
     if header.prev != tip.hash:
-        return Dropped(f"broken chain: {place} does not follow the entry before it")
+        return Dropped(f"broken chain: {header.place} does not follow the entry before it")
     if not header.describes(entry.payload):
-        return Dropped(f"payload: that of {place} is not the one that was hashed")
+        return Dropped(f"payload: that of {header.place} is not the one that was hashed")
     body = decode_body(entry.payload)
     if isinstance(body, Dropped):
-        return Dropped(f"{body.reason} ({place})")
+        return Dropped(f"{body.reason} ({header.place})")
     key = tip.key or _opening_key(header, body)
     if not key:
-        return Dropped(f"forged: {place} does not hold the key of its origin")
+        return Dropped(f"forged: {header.place} does not hold the key of its origin")
     hashed = entry_hash(entry.header)
     if entry.signature and not is_signed(key, hashed, entry.signature, verify):
-        return Dropped(f"forged: the signature of {place} is not its origin's")
+        return Dropped(f"forged: the signature of {header.place} is not its origin's")
     return Link(Tip(key, header.seq, hashed), _fact(header, body))
 
 
 def extend_pruned(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Tip | Dropped:
     """As `extend`, for an entry whose payload was pruned here: the chain still verifies without it."""
-    place = f"{header.origin}/{header.epoch} seq {header.seq}"
     if (header.seq, header.prev) != (tip.seq + 1, tip.hash):
-        return Dropped(f"broken chain: {place} does not follow the entry before it")
+        return Dropped(f"broken chain: {header.place} does not follow the entry before it")
     hashed = entry_hash(entry.header)
     if entry.signature and not is_signed(tip.key, hashed, entry.signature, verify):
-        return Dropped(f"forged: the signature of {place} is not its origin's")
+        return Dropped(f"forged: the signature of {header.place} is not its origin's")
     return Tip(tip.key, header.seq, hashed)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from ..events import (
@@ -61,6 +62,7 @@ UNACKED_MAX = 4096
 """Appends waiting for copies; beyond it, callers are refused upstream (the mailbox's tickets are fewer)."""
 
 
+@cache
 def copies_needed(voters: int) -> int:
     """W for N voters: W + E > N, and never a single copy where there is a second disk."""
     return 1 if voters <= 1 else max(2, voters - (voters // 2 + 1) + 1)

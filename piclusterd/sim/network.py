@@ -84,10 +84,11 @@ class Network:
             return ()
         if weather.loss and random() < weather.loss:
             return ()
-        held = max(self._clogged.get((sender, to), now) - now, 0.0) if self._clogged else 0.0
-        if weather.duplication and random() < weather.duplication:
-            return (held + self._delay(), held + self._delay())
-        return (held + self._delay(),)
+        copies = 2 if weather.duplication and random() < weather.duplication else 1
+        if not self._clogged:
+            return (self._delay(),) if copies == 1 else (self._delay(), self._delay())
+        held = max(self._clogged.get((sender, to), now) - now, 0.0)
+        return tuple([held + self._delay() for _ in range(copies)])
 
     def _delay(self) -> float:
         weather, rng = self.weather, self._rng
