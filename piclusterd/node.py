@@ -173,6 +173,8 @@ class Node:
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
+        self._heard: tuple[Turn, ...] = ((None, self.election.handle),)
+        """Of a `Held` that says nothing new: its sender lives."""
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` causes. Order is kept; nothing is done twice; never raises on what a peer sent."""
@@ -214,14 +216,15 @@ class Node:
         members, election, reconcile, intake, runs, voters, handover, care, pruning = self._timed
         replicate: Turn = (None, self._replicate)
         removals: Turn = (None, self.removals.handle)
+        told, confirms, compare = ((None, handle) for _, handle in (pruning, intake, reconcile))  # no deadline moves
         linked = (members, election, reconcile, care, replicate)
         return {
-            **dict.fromkeys((Ping, Ack), (members, reconcile, pruning)),
+            **dict.fromkeys((Ping, Ack), (members, compare, told)),
             **dict.fromkeys((PingReq, Nack, Gossip, PushPull), (members,)),
             **dict.fromkeys((RequestVote, Vote, TimeoutNow), (election,)),
             **dict.fromkeys((Heartbeat, Push), (election, replicate)),
-            Held: (election, (None, self._config_held), reconcile, care, replicate, intake, voters, pruning),
-            **dict.fromkeys((Want, Batch), (reconcile,)),
+            Held: (election, (None, self._config_held), reconcile, care, replicate, confirms, voters, told),
+            **dict.fromkeys((Want, Batch), (compare,)),
             **dict.fromkeys((ForwardHook, HookStored, HookArrived), (intake,)),
             LinkUp: linked,
             LinkDown: (*linked, intake),
@@ -229,8 +232,8 @@ class Node:
             Sealed: (election,),
             ChangeVoters: (voters,),
             **dict.fromkeys((MoveLeadership, DiskProbed), (handover,)),
-            Appended: (reconcile, care, replicate, intake, voters, handover, pruning, removals),
-            Stored: (reconcile, care, replicate, intake, voters, handover),
+            Appended: (compare, care, replicate, confirms, voters, handover, told, removals),
+            Stored: (reconcile, care, replicate, confirms, voters, handover),
             AppendFailed: (replicate, intake, runs, handover, pruning, removals),
             **dict.fromkeys((RemoveNode, KeyShared, Twin), (removals,)),
             Forgot: (pruning,),
@@ -246,13 +249,21 @@ class Node:
         if isinstance(event, DeadlineReached):
             turns = tuple([turn for turn, due in zip(self._timed, self._due, strict=True) if due <= now])
         else:
-            turns = self._routes.get(type(event.message if isinstance(event, Received) else event), ())
+            said = event.message if isinstance(event, Received) else event
+            turns = self._routes.get(type(said), ())
+            if isinstance(said, Held) and isinstance(event, Received) and self._repeats(event.sender, said):
+                turns = self._heard
         outputs: list[Output] = []
         for timer, handle in turns:
             outputs += handle(event, now)
             if timer is not None:
                 self._due[timer] = self._deadlines[timer]()
         return outputs
+
+    def _repeats(self, sender: NodeId, held: Held) -> bool:
+        """As most answers to heartbeats are: what was known already, while nothing waits for anything to be said."""
+        knows = self.replicate.knows(sender, held) and self.reconfigure.knows(sender)
+        return knows and not (self.intake.waiting or self.care.lost)
 
     def _reconcile(self, event: Event, now: float) -> list[Output]:
         fenced = self._rules.term_fencing and self._may_vote()

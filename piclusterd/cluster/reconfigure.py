@@ -125,6 +125,10 @@ class Reconfigure:
         said = sum(self._looks.saved() if v == self.me else v in self._stored for v in self.config.voters)
         return self._term is not None and said >= majority(len(self.config.voters))
 
+    def knows(self, node: NodeId) -> bool:
+        """Is what `node` stores of no more interest, for now?"""
+        return node in self._stored and self.under_way is None
+
     @property
     def under_way(self) -> Change | None:
         wish = self._made or self._wish

@@ -220,7 +220,8 @@ class Pruning:
     def _forget(self, now: float) -> list[Output]:
         """The next slice of what may go, if there is any."""
         if self._forgetting is None:
-            stable = frontier(*self._retained(now))
+            heads, retained = self._retained(now)
+            stable = frontier(heads, retained) if any(self._waiting.values()) else {}
             self._forgetting = next((f for log in sorted(self._waiting) for f in self._ripe(log, stable, now)), None)
             return [] if self._forgetting is None else [self._forgetting]
         return []

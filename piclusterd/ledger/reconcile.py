@@ -185,12 +185,14 @@ class Reconcile:
         return out
 
     def _grow(self, heads: Iterable[Head], out: list[Output]) -> list[Output]:
-        before = self._heads
+        grew = False
         for origin, epoch, seq in heads:
             log = LogId(origin, epoch)
-            self.held[log] = max(seq, self.held.get(log, 0))
-        self._heads = self._sorted()
-        if self._heads != before:
+            if seq > self.held.get(log, 0):
+                self.held[log] = seq
+                grew = True
+        if grew:
+            self._heads = self._sorted()
             self.digest = digest(self._heads)
         return out
 

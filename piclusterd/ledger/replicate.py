@@ -132,6 +132,17 @@ class Replicate:
         self._base[log] = max(seq, self._base.get(log, 0))  # whoever asks may acknowledge it now
         return True
 
+    def knows(self, voter: NodeId, held: Held) -> bool:
+        """Did `voter` say so before, and is there no append that waits for what anybody says?"""
+        return (
+            self._said.get(voter) is self._ledger.heads()
+            and held.heads is None
+            and held.term == self._led
+            and held.digest == self._ledger.digest
+            and self.phase == "active"
+            and not self._unacked
+        )
+
     def carries(self, node: NodeId) -> bool:
         """Did `node` say, in the term we lead, that it holds all that may have been acknowledged?"""
         held = self._ledger.held if node == self.me else self._held.get(node)
@@ -254,9 +265,12 @@ class Replicate:
 
     def _learn(self, voter: NodeId, heads: tuple[Head, ...]) -> None:
         """Messages may overtake each other: what a voter once said in this life it holds, it holds."""
-        if self._said.get(voter) == heads:
-            return
+        said = self._said.get(voter)
+        if heads == self._ledger.heads():
+            heads = self._ledger.heads()  # the very same: `knows` need not compare them again
         self._said[voter] = heads
+        if said == heads:
+            return
         known = self._held.setdefault(voter, {})
         for origin, epoch, seq in heads:
             log = LogId(origin, epoch)
