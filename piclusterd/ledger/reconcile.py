@@ -5,6 +5,12 @@ asks for them, one request in flight a peer, so a slow board is never flooded. B
 vector *is* the exact difference, in one round trip; no Merkle tree is needed.
 
     Ping/Ack(digest) ≠ mine ──▶ Held(my heads) ──▶ peer: Want(spans) ──▶ Read ──▶ Batch ──▶ Store ──▶ again
+                                                    └ the coordinator's own entries: only if their Push stays away
+
+The coordinator pushes what it appends over every link (`replicate`), so a peer that tells of the newest entries tells
+of what is under way already, or waits for our disk: to ask for it too would send every entry twice while the cluster
+is busy. So it is asked for when it has been missing for sync_s; at once on a link younger than that, since what was
+appended before it was never pushed over it.
 
 Invariants: heads only grow, and only on `Appended` and `Stored`. A digest is compared, never trusted.
 Sources: Corrosion's sync state (heads and needs); Scuttlebutt (van Renesse 2008).
@@ -62,8 +68,9 @@ class Reconcile:
         tokens: Iterator[Token],
         config: Callable[[], ConfigId | None] = lambda: None,
         life: int = 0,
+        leader: Callable[[], NodeId | None] = lambda: None,
     ) -> None:
-        """`life`: this node's boot counter."""
+        """`life`: this node's boot counter; `leader`: who pushes, as far as election knows."""
         self.held: dict[LogId, int] = {head.log: head.seq for head in heads}
         self._heads = self._sorted()
         self.digest = digest(self._heads)
@@ -78,7 +85,13 @@ class Reconcile:
         """Peer → when heads were last offered to it."""
         self._theirs: dict[NodeId, tuple[Head, ...]] = {}
         """Peer → the heads it last told us, until we hold them too."""
-        self._links: dict[NodeId, None] = {}
+        self._leader = leader
+        self._awaited: dict[LogId, tuple[int, float]] = {}
+        """Coordinator's log → the first seq that we lack of it, and until when we wait for its Push."""
+        self._look_again = NEVER
+        """When the first of them is to be asked for."""
+        self._links: dict[NodeId, float] = {}
+        """Peer → since when."""
         self._reads: dict[Token, NodeId] = {}
         self._stores: dict[Token, NodeId] = {}
         self._tokens = tokens
@@ -93,7 +106,7 @@ class Reconcile:
         return len(self._wants)
 
     def deadline(self) -> float:
-        return min(self._wants.values()) if self._wants else NEVER
+        return min(self._look_again, *self._wants.values()) if self._wants else self._look_again
 
     # events --------------------------------------------------------------------------------------------------
     def handle(self, event: Event, now: float, term: Term) -> list[Output]:
@@ -109,11 +122,12 @@ class Reconcile:
             case Stored():
                 return self._on_stored(event, now)
             case LinkUp(peer):
-                self._links[peer] = None
+                self._links[peer] = now
                 return self._offer(peer, now)
             case LinkDown(peer):
-                for book in (self._links, self._wants, self._offered, self._theirs):
+                for book in (self._links, self._wants, self._offered):
                     book.pop(peer, None)
+                self._theirs.pop(peer, None)
                 return []
             case DeadlineReached():
                 return self._overdue(now)
@@ -160,11 +174,25 @@ class Reconcile:
     def _want(self, peer: NodeId, now: float) -> list[Output]:
         if peer in self._wants:
             return []
-        spans = lacking(self.held, self._theirs.get(peer, ()))[:SPANS_MAX]
+        lacks = lacking(self.held, self._theirs.get(peer, ()))
+        spans = [span for span in lacks if not self._is_pushed(span, now)]
         if not spans:
             return []
         self._wants[peer] = now + WANT_TIMEOUT_S
-        return [Send(peer, Want(spans))]
+        return [Send(peer, Want(tuple(spans[:SPANS_MAX])))]
+
+    def _is_pushed(self, span: Span, now: float) -> bool:
+        """Is it, as far as one can tell, on its way to us already?"""
+        linked = self._links.get(span.origin, now)
+        if span.origin != self._leader() or now - linked < self._sync_s:
+            return False
+        first, until = self._awaited.get(span.log, (0, 0.0))
+        if first != span.first:
+            until = now + self._sync_s
+            self._awaited[span.log] = (span.first, until)
+        if now < until:
+            self._look_again = min(self._look_again, until)
+        return now < until
 
     def _on_want(self, peer: NodeId, spans: tuple[Span, ...]) -> list[Output]:
         if len(self._reads) >= READS_MAX:
@@ -203,4 +231,8 @@ class Reconcile:
         late = [peer for peer, due in self._wants.items() if due <= now]
         for peer in late:
             del self._wants[peer]
-        return [out for peer in late if peer in self._links for out in self._offer(peer, now)]
+        out = [out for peer in late if peer in self._links for out in self._offer(peer, now)]
+        if now >= self._look_again:
+            self._look_again = NEVER
+            out += [out for peer in self._theirs for out in self._want(peer, now)]
+        return out

@@ -138,6 +138,7 @@ class Replicate:
             self._said.get(voter) is self._ledger.heads()
             and held.heads is None
             and held.term == self._led
+            and held.life == self._lives.get(voter)
             and held.digest == self._ledger.digest
             and self.phase == "active"
             and not self._unacked

@@ -230,6 +230,58 @@ def test_a_batch_that_brings_nothing_is_not_asked_for_again_at_once() -> None:
     assert one.deadline() == float("inf")
 
 
+# what the coordinator pushes ------------------------------------------------------------------------------------
+LEADER = LOGS[0].origin
+
+
+def led(held: dict[LogId, int]) -> Reconcile:
+    """Linked for long with the coordinator, whose log is LOGS[0], and with PEER."""
+    one = Reconcile(heads(held), SYNC_S, itertools.count(1), leader=lambda: LEADER)
+    for peer in (LEADER, PEER):
+        one.handle(LinkUp(peer), 0.0, 1)
+    return one
+
+
+def test_what_the_coordinator_appends_is_not_asked_for_while_it_is_pushed() -> None:
+    one = led({LOGS[0]: 2})
+    assert wants(told(one, {LOGS[0]: 3}, now=10.0, peer=LEADER)) == []
+    assert wants(told(one, {LOGS[0]: 3}, now=10.0 + SYNC_S / 2)) == [], "nor of another who has it already"
+    one.handle(Stored(1, (fact(LOGS[0], 3),), heads({LOGS[0]: 3})), 10.9, 1)
+    assert one.deadline() == 10.0 + SYNC_S
+    assert one.handle(DeadlineReached(), 10.0 + SYNC_S, 1) == []
+    assert one.deadline() == float("inf")
+
+
+def test_a_push_that_is_lost_is_pulled() -> None:
+    one = led({LOGS[0]: 2})
+    told(one, {LOGS[0]: 3}, now=10.0)
+    assert wants(one.handle(DeadlineReached(), one.deadline(), 1)) == [(Span(*LOGS[0], 3, 3),)]
+    assert one.deadline() == 10.0 + SYNC_S + WANT_TIMEOUT_S
+    one.handle(LinkDown(PEER), 11.0, 1)
+    assert wants(told(one, {LOGS[0]: 3}, now=12.0, peer=LEADER)) == [(Span(*LOGS[0], 3, 3),)], "it was awaited"
+
+
+def test_each_entry_that_stays_away_is_awaited_as_long() -> None:
+    one = led({LOGS[0]: 2})
+    told(one, {LOGS[0]: 3}, now=10.0)
+    one.handle(Stored(1, (fact(LOGS[0], 3),), heads({LOGS[0]: 3})), 10.5, 1)
+    assert wants(told(one, {LOGS[0]: 4}, now=10.5)) == []
+    assert one.handle(DeadlineReached(), 10.0 + SYNC_S, 1) == []
+    assert one.deadline() == 10.5 + SYNC_S
+    assert wants(one.handle(DeadlineReached(), 10.5 + SYNC_S, 1)) == [(Span(*LOGS[0], 4, 4),)]
+
+
+def test_what_nobody_pushes_is_asked_for_at_once() -> None:
+    one = led({LOGS[0]: 2})
+    assert wants(told(one, {LOGS[0]: 3, LOGS[4]: 1}, now=10.0)) == [(Span(*LOGS[4], 1, 1),)], "another's log"
+    one = led({})
+    one.handle(LinkUp(LEADER), 10.0, 1)
+    assert wants(told(one, {LOGS[0]: 3}, now=10.1)) == [(Span(*LOGS[0], 1, 3),)], "appended while we were away"
+    one.handle(LinkDown(LEADER), 20.0, 1)
+    one.handle(LinkDown(PEER), 20.0, 1)
+    assert wants(told(one, {LOGS[0]: 3}, now=20.1)) == [(Span(*LOGS[0], 1, 3),)], "no link, no push"
+
+
 # two machines, two ledgers ---------------------------------------------------------------------------------------
 class Keeper:
     """A reconcile and a real store; disk and wire answer at once."""
