@@ -14,6 +14,7 @@ import pytest
 from piclusterd import node as module
 from piclusterd.cluster import reconfigure
 from piclusterd.cluster.timings import PRESETS
+from piclusterd.cluster.voter_config import config_id
 from piclusterd.errors import Unavailable, UserError
 from piclusterd.events import (
     Activated,
@@ -285,6 +286,27 @@ def test_a_lone_node_elects_itself_recovers_and_takes_a_webhook() -> None:
         house.tell(one, HookArrived(1, Hook("linear", "k", "create", b"{}")))
         assert one.answers == {1: HookTaken(None, duplicate=False)}
         assert one.node.view(house.now).hooks == 1
+
+
+def test_an_answer_that_says_nothing_new_keeps_its_sender_heard_and_nothing_else() -> None:
+    with ExitStack() as stack:
+        house = House(3, stack)
+        house.run_until(lambda: any(actor.node.replicate.active for actor in house.actors), within=20)
+        settled = house.now + 2.0
+        house.run_until(lambda: house.now >= settled, within=5)
+        (leader,) = (actor for actor in house.actors if actor.node.replicate.active)
+        node, (other, *_) = leader.node, (actor for actor in house.actors if actor is not leader)
+        peer, config = other.log.origin, config_id(node.election.voters)
+        said = Held(node.election.term, node.reconcile.digest, None, config)
+        quiet = Received(peer, said)
+        later = house.now + PI.election_max_s + 1.0
+        assert not node.election.hears(peer, later)
+        before = node.deadline()
+        assert node._repeats(peer, said)
+        assert node.handle(quiet, later) == []
+        assert node.election.hears(peer, later)
+        assert node.deadline() == before
+        other.node.handle(quiet, later)  # a follower makes nothing of it, and looks at it all the same
 
 
 # a cluster with a pretend wire -----------------------------------------------------------------------------------

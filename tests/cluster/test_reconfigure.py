@@ -68,6 +68,20 @@ def refusal(out: list[Decision]) -> Exception:
     return answer.value
 
 
+def test_who_stores_the_config_is_of_no_more_interest_until_the_next_change() -> None:
+    desk = Desk(stored=False)
+    assert not desk.machine.knows(B)
+    for voter in (A, B, C):
+        desk.held(voter)
+    assert desk.machine.knows(B)
+    desk.behind.append(D)
+    desk.propose(ADD_D)
+    assert not desk.machine.knows(B), "the change waits for whoever speaks next"
+    desk.behind.clear()
+    desk.held(B)
+    assert not desk.machine.knows(B), "it has not stored the next config"
+
+
 # age -------------------------------------------------------------------------------------------------------------
 def test_a_config_of_a_newer_term_is_newer_whatever_its_version() -> None:
     assert is_newer(Voters(1, 3, (A, B, C)), Voters(9, 2, (A,)))

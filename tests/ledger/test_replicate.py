@@ -141,6 +141,31 @@ def test_learners_and_strangers_are_no_copies() -> None:
     assert durable(desk.held_by(C, {LOG: 2})) == [(7, 2)]
 
 
+def test_what_a_voter_said_before_is_known_while_nothing_waits_for_it() -> None:
+    desk = Desk()
+    desk.lead()
+    desk.held_by(B, {})
+    again = Held(1, desk.ledger.digest)
+    assert not desk.machine.knows(B, again), "recovering: its next word may begin the term"
+    desk.appended(1, 1)
+    desk.held_by(B, {LOG: 1})
+    again = Held(1, desk.ledger.digest)
+    assert desk.machine.active
+    assert desk.machine.knows(B, again)
+    assert not desk.machine.knows(C, again), "its first word"
+    assert not desk.machine.knows(B, Held(1, desk.ledger.digest, desk.ledger.heads()))
+    assert not desk.machine.knows(B, Held(2, desk.ledger.digest))
+    assert not desk.machine.knows(B, Held(1, b"other"))
+    desk.appended(7, 2)
+    assert not desk.machine.knows(B, Held(1, desk.ledger.digest)), "it said that of the ledger before"
+    desk.handle(Received(C, Held(1, digest(desk.ledger.heads()), None)))
+    desk.appended(8, 3)
+    desk.machine._said[C] = desk.ledger.heads()
+    assert not desk.machine.knows(C, Held(1, desk.ledger.digest)), "an append waits for what anybody says"
+    desk.machine.note(Deposed(1, "why"))
+    assert not desk.machine.knows(B, Held(1, desk.ledger.digest))
+
+
 def test_one_voter_counts_once_however_often_it_says_so() -> None:
     desk = Desk((A, B, C, D, E))
     desk.lead()
