@@ -56,7 +56,7 @@ class Minds:
             self._old, self._gone = leader, gone
             for other in self._all_but(leader):
                 world.at(0.0, self._cut, leader, other)
-            world.at(8 * world.timings.election_max_s, self._end)
+            world.at(min(8 * world.timings.election_max_s, max(world.calm_from - world.now, 0.0)), self._end)
 
     def heard(self, actor: Actor, note: Note) -> None:
         if isinstance(note, Elected) and self._heir is None and actor is not self._old:
@@ -80,10 +80,12 @@ class Minds:
 
     def _await_link(self, heir: Actor, third: Actor, looks: int) -> None:
         world = self._world
+        if not self.playing:
+            return
         if world.links.linked(heir, third) and third.node is not None:
             world.network.cut(heir.disk.node, third.disk.node)
             world.at(self._rng.uniform(*MEET_S), self._meet, heir, third)
-        elif looks and self.playing:
+        elif looks:
             world.at(LOOK_S, self._await_link, heir, third, looks - 1)
 
     def _meet(self, heir: Actor, third: Actor) -> None:

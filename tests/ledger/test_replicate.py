@@ -156,6 +156,7 @@ def test_what_a_voter_said_before_is_known_while_nothing_waits_for_it() -> None:
     assert not desk.machine.knows(B, Held(1, desk.ledger.digest, desk.ledger.heads()))
     assert not desk.machine.knows(B, Held(2, desk.ledger.digest))
     assert not desk.machine.knows(B, Held(1, b"other"))
+    assert not desk.machine.knows(B, Held(1, desk.ledger.digest, life=1)), "it may have forgotten since"
     desk.appended(7, 2)
     assert not desk.machine.knows(B, Held(1, desk.ledger.digest)), "it said that of the ledger before"
     desk.handle(Received(C, Held(1, digest(desk.ledger.heads()), None)))
