@@ -126,8 +126,9 @@ class Node:
         self._rules = setup.rules
         self._votes_lost = setup.votes_lost
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
-        config, leader = (lambda: config_id(self.election.voters)), (lambda: self.election.leader)
-        self.reconcile = Reconcile(setup.heads, sync_s, tokens, config, life, leader)
+        self.reconcile = Reconcile(
+            setup.heads, sync_s, tokens, lambda: config_id(self.election.voters), life, lambda: self.election.leader
+        )
         held = self.reconcile.held
         self.care = Care(setup.me, setup.log, held, self._digest, tokens, setup.lost, setup.damaged, setup.rules)
         incarnation = life << INCARNATION_SHIFT
