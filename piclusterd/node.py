@@ -175,8 +175,6 @@ class Node:
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
-        self._heard: tuple[Turn, ...] = ((None, self.election.handle),)
-        """Of a `Held` that says nothing new: its sender lives."""
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What `event` causes. Order is kept; nothing is done twice; never raises on what a peer sent."""
@@ -254,7 +252,7 @@ class Node:
             said = event.message if isinstance(event, Received) else event
             turns = self._routes.get(type(said), ())
             if isinstance(said, Held) and isinstance(event, Received) and self._repeats(event.sender, said):
-                turns = self._heard
+                turns = turns[:1]  # election's: its sender lives
         outputs: list[Output] = []
         for timer, handle in turns:
             outputs += handle(event, now)

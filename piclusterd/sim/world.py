@@ -44,10 +44,6 @@ LENGTHS = (0.5,) * 6 + (1.0,) * 3 + (4.0,)
 """Minutes of a seed that is told no length; one on average. Most of what goes wrong needs one fault after another
 within seconds, and where each seed draws another mix of faults, more seeds see more mixes; one in ten is long, for what
 takes absences, full logs or many terms."""
-DRAWN_PRESETS = ("pi", "pi", "lan")
-"""Timings of a seed that is told none: `pi` is what nodes run with where nobody chose."""
-WEBHOOK_S = (0.7, 2.0, 5.0)
-"""Between two webhooks of a seed."""
 PATIENCE_S = 330.0
 """A step that failed often in the storm may wait this long for its next try (run.BACKOFF_MAX_S and the try itself)."""
 SAME_TIME_MAX = 100_000
@@ -115,7 +111,7 @@ class World:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._same_time = 0
-        drawn = self._rng.choice(DRAWN_PRESETS)
+        drawn = self._rng.choice(("pi", "pi", "lan"))  # nodes run with `pi` where nobody chose
         self.timings = PRESETS[plan.preset or drawn]
         self.network = Network(Random(self._rng.random()), draw_weather(self._rng))
         self.hub = Hub()
@@ -132,7 +128,7 @@ class World:
         self.checks = Checks(self)
         self.vote_crash = self._rng.choice((0.0, 0.1, 0.5))
         """Probability that a node loses power just after it voted: the moment a vote must be on disk already."""
-        self.webhook_s = self._rng.choice(WEBHOOK_S)
+        self.webhook_s = self._rng.choice((0.7, 2.0, 5.0))
         self.retention = Retention()
         self.owner = Owner(self, Random(f"owner {plan.seed}"))
         self.forgot_at = -NEVER
