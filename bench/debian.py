@@ -19,7 +19,7 @@ class NoPeer(Exception):
 
 
 def program(package: str, path: str) -> str:
-    """The program at `path` of `package`: the system's where it is installed, else out of the package. Raises NoPeer."""
+    """The program at `path` of `package`: the installed one, else out of the package, downloaded. Raises NoPeer."""
     found = shutil.which(Path(path).name)
     if found:
         return found

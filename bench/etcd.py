@@ -1,6 +1,8 @@
 """Three nodes of etcd on loopback (Debian's `etcd-server`), for the benches that stand beside it.
 
 Etcd(room, timers) ─start─▶ three processes ─leader─▶ which of them ─kill, start, close─▶ by their pids
+
+Between its nodes it speaks TLS, as ours always do (`--peer-auto-tls`); clients come in clear, on both sides.
 """
 
 from __future__ import annotations
@@ -74,13 +76,13 @@ class Etcd:
 
     async def start_member(self, member: Member) -> None:
         """Also again, on its own data."""
-        urls = {name: f"http://{host}:{port}" for name, (host, port) in (("c", member.client), ("p", member.peer))}
-        everyone = ",".join(f"{m.name}=http://{m.peer[0]}:{m.peer[1]}" for m in self.members)
+        door, peer = f"{member.client[0]}:{member.client[1]}", f"{member.peer[0]}:{member.peer[1]}"
+        everyone = ",".join(f"{m.name}=https://{m.peer[0]}:{m.peer[1]}" for m in self.members)
         command = [
             self._program, "--name", member.name, "--data-dir", str(self.room / member.name),
-            "--listen-client-urls", urls["c"], "--advertise-client-urls", urls["c"],
-            "--listen-peer-urls", urls["p"], "--initial-advertise-peer-urls", urls["p"],
-            "--initial-cluster", everyone, "--initial-cluster-state", "new", "--log-level", "error",
+            "--listen-client-urls", f"http://{door}", "--advertise-client-urls", f"http://{door}",
+            "--listen-peer-urls", f"https://{peer}", "--initial-advertise-peer-urls", f"https://{peer}",
+            "--peer-auto-tls", "--initial-cluster", everyone, "--initial-cluster-state", "new", "--log-level", "error",
             "--heartbeat-interval", str(self.timers.heartbeat), "--election-timeout", str(self.timers.election),
         ]  # fmt: skip
         environ = dict(os.environ)
@@ -104,9 +106,10 @@ class Etcd:
         up = [member for member in self.members if member.up]
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as http:
             said = await asyncio.gather(*(_status(http, member) for member in up))
-        if not said or not all(said) or len({leader for _, leader in said}) != 1:
+        known = [ids for ids in said if ids is not None]
+        if len(known) < len(up) or len({leader for _, leader in known}) != 1:
             return None
-        return next((m for m, (me, leader) in zip(up, said, strict=True) if me == leader), None)
+        return next((m for m, (me, leader) in zip(up, known, strict=True) if me == leader), None)
 
     def kill(self, member: Member) -> None:
         if member.process is not None and member.up:
@@ -124,12 +127,12 @@ class Etcd:
                 self.kill(member)
 
 
-async def _status(http: aiohttp.ClientSession, member: Member) -> tuple[str, str] | tuple[()]:
-    """Its id and its leader's; () where it does not answer, or knows none."""
+async def _status(http: aiohttp.ClientSession, member: Member) -> tuple[str, str] | None:
+    """Its id and its leader's; None where it does not answer, or knows none."""
     url = f"http://{member.client[0]}:{member.client[1]}/v3/maintenance/status"
     try:
         async with http.post(url, json={}) as answer:
             said = await answer.json(content_type=None)
-            return (said["header"]["member_id"], said["leader"]) if int(said["leader"]) else ()
+            return (said["header"]["member_id"], said["leader"]) if int(said["leader"]) else None
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
-        return ()
+        return None

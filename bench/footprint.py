@@ -5,7 +5,7 @@
     one of them, stopped and started again ──READY=1 on NOTIFY_SOCKET──▶ time to ready
 
 `write_bytes` is what a process dirtied, the filesystem's count has its journal and metadata on top: a card sees that.
-Serf (Debian's `serf`, three agents on loopback, with a snapshot file) is membership and nothing else: no ledger, no HTTP.
+Serf (Debian's `serf`, three agents on loopback, with a snapshot file) is membership alone: no ledger, no HTTP.
 """
 
 from __future__ import annotations

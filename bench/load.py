@@ -2,9 +2,9 @@
 
     Client ──next request──▶ server ──answer──▶ Client ──its next request──▶ …      (keep-alive, one event loop)
 
-The same loop drives both sides of a comparison, and speaks to each in bytes made beforehand, so that what is measured is
-the server: `Webhook` is HTTP/1.1, `Put` is etcd's gRPC (HTTP/2, one stream a request). Neither needs a library. What the
-loop itself costs is told (`Loaded.client_cpu`): a client that is the limit would be at 100 % of a core.
+The same loop drives both sides of a comparison, and speaks to each in bytes made beforehand, so that what is measured
+is the server: `Webhook` is HTTP/1.1, `Put` is etcd's gRPC (HTTP/2, one stream a request). Neither needs a library. What
+the loop itself costs is told (`Loaded.client_cpu`): a client that is the limit would be at 100 % of a core.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def webhook(body: bytes, secret: str, delivery: str) -> bytes:
     return "\r\n".join(["POST /hooks/github HTTP/1.1", *lines, "", ""]).encode() + body
 
 
-# gRPC: RFC 9113 (frames), RFC 7541 §6.2.2 (a header that is not indexed), etcd's rpc.proto ------------------------------
+# gRPC: RFC 9113 (frames), RFC 7541 §6.2.2 (a header that is not indexed), etcd's rpc.proto --------------------------
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -53,7 +53,18 @@ from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .upkeep import VOTES, keep_linked, ledger_flags, losses, recall, scrub, stroke_watchdog, synced, trust_clock
+from .upkeep import (
+    VOTES,
+    calm_collector,
+    keep_linked,
+    ledger_flags,
+    losses,
+    recall,
+    scrub,
+    stroke_watchdog,
+    synced,
+    trust_clock,
+)
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
@@ -142,6 +153,7 @@ class Daemon:
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
         self._dial_known()
+        calm_collector()
         self.notifier.ready(f"node {me.name} of {me.cluster}")
         log.info("ready: node %s (%s) of %s, API on port %s", me.name, me.node, me.cluster, self.api_port)
 

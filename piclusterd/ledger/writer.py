@@ -13,8 +13,9 @@ only the answer (a task cancelled between awaited BEGIN and COMMIT leaves others
 A fault of the disk is answered with `Broken` and nothing of that transaction is kept; the next one tries again, so the
 ledger refuses work exactly as long as the fault lasts.
 
-Group commit: the appends that wait together are one group, until it is `commit_entries_max` entries or BATCH_BYTES_MAX
-bytes, or the oldest has waited `commit_delay_s` (DeWitt et al., SIGMOD 1984; the fsync is what costs on an SD card).
+Group commit (DeWitt et al., SIGMOD 1984; fsync is what costs on an SD card): the appends that wait are one group, up to
+`commit_entries_max` entries or BATCH_BYTES_MAX bytes. One smaller than the last waits for as many, `commit_delay_s` at
+most: a crowd comes again together, and who is alone is not kept waiting.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class LedgerWriter:
         self._waiting: deque[_Append | _Job] = deque()
         self._arrived = asyncio.Event()
         self._wal_limit = WAL_BYTES_MAX
-        self._cursor, self._closing = 0, False
+        self._cursor, self._last_group, self._closing = 0, 1, False
         self._writing: Connection
         self._owner: asyncio.Task[None]
         self._ballast: Ballast
@@ -156,9 +157,8 @@ class LedgerWriter:
         Raises UserError for a record no node would accept, Broken where the disk fails, Overloaded or Unavailable
         (full, closed); nothing changed then. Where the caller is cancelled, the records may be appended all the same.
         """
-        drafts = tuple(draft(record) for record in records)
-        size = sum(map(draft_bytes, drafts))
-        loop = asyncio.get_running_loop()
+        drafts = tuple(map(draft, records))
+        size, loop = sum(map(draft_bytes, drafts)), asyncio.get_running_loop()
         done: asyncio.Future[Appended] = loop.create_future()
         self._enqueue(_Append(drafts, size, loop.time(), done))
         return await done
@@ -290,11 +290,11 @@ class LedgerWriter:
         return bool(self._waiting)
 
     async def _company(self, first: _Append) -> list[_Append]:
-        """Take the appends at the front of the queue that make one group, waiting for more while there is room."""
+        """Take the appends at the front of the queue that make one group, waiting for as many as made the last one."""
         group: list[_Append] = []
         entries = size = 0
         entries_max, until = self._limits.commit_entries_max, first.since + self._limits.commit_delay_s
-        while entries < entries_max and await self._arrival(until):
+        while entries < entries_max and await self._arrival(until if len(group) < self._last_group else 0.0):
             item = self._waiting[0]
             if isinstance(item, _Job):
                 break
@@ -303,6 +303,7 @@ class LedgerWriter:
                 break
             self._waiting.popleft()
             group.append(item)
+        self._last_group = len(group)
         return group
 
     async def _commit(self, group: list[_Append]) -> None:

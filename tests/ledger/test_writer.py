@@ -128,8 +128,26 @@ async def test_a_group_is_cut_at_its_entries_and_its_bytes(path: Path) -> None:
         assert (await ledger.verify()).faults == ()
 
 
-async def test_a_lone_append_does_not_wait_for_company_for_ever(path: Path) -> None:
+async def test_a_lone_append_does_not_wait_for_company(path: Path) -> None:
+    async with opened(path, Key(), config.Ledger(commit_delay_s=600.0)) as ledger, asyncio.timeout(30):
+        await ledger.append([note("alone")])
+        await ledger.append([note("and again")])
+
+
+async def test_after_a_crowd_an_append_waits_for_as_many(path: Path) -> None:
+    key = Key()
+    async with opened(path, key, config.Ledger(commit_delay_s=600.0)) as ledger, asyncio.timeout(30):
+        await asyncio.gather(*(ledger.append([note(n)]) for n in range(3)))
+        before = key.signatures
+        early = asyncio.create_task(ledger.append([note("early")]))
+        await ledger.heads()  # a round through the loop and back: enough for `early` to be taken
+        await asyncio.gather(early, ledger.append([note("late")]), ledger.append([note("later")]))
+        assert key.signatures == before + 1
+
+
+async def test_a_crowd_that_does_not_come_again_is_not_waited_for_for_ever(path: Path) -> None:
     async with opened(path, Key(), config.Ledger(commit_delay_s=0.01)) as ledger, asyncio.timeout(30):
+        await asyncio.gather(*(ledger.append([note(n)]) for n in range(3)))
         await ledger.append([note("alone")])
 
 
