@@ -34,7 +34,6 @@ from .cluster.discovery import Advert, Discovery, Sighting, lan_addresses
 from .cluster.join import Founding, JoinDesk
 from .cluster.link import TIMINGS
 from .cluster.links import Links
-from .cluster.renewal import keep_renewed
 from .cluster.timings import PRESETS
 from .cluster.tokens import Tokens
 from .config import Config
@@ -147,7 +146,7 @@ class Daemon:
         self._task(self._watch_loop(), "loop lag")
         self._task(self._tell_facts(), "facts")
         self._task(scrub(self.ledger, self.mailbox), "scrub")
-        self._task(keep_renewed(me, self.links), "certificate")
+        self._task(self.desk.renewal.run(), "certificate")
         self._task(trust_clock(self.links), "clock")
         self._task(keep_linked(me.node, self.node.membership.alive, self.links), "reach")
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from . import __version__
-from .cluster import renewal
+from .cluster import renewal, succession
 from .cluster.identity import Identity
 from .cluster.links import Links
 from .cluster.tokens import Tokens
@@ -100,6 +100,7 @@ class Desk:
         self._bus = bus
         self._rng = rng
         self._hub: HubClient | None = None
+        self.renewal = renewal.Renewal(links, self._members)
         self.meters = Meters()
         self.meters.relayed_links.set_function(lambda: links.relaying[0])
         self.meters.relayed_bytes.set_function(lambda: links.relaying[1])
@@ -133,6 +134,7 @@ class Desk:
                 self._change_voters,
                 self._move_leadership,
                 self._remove_node,
+                self.renewal.rotate,
             ),
             meters=self.meters,
             edge=self._edge,
@@ -147,6 +149,9 @@ class Desk:
     async def view(self) -> View:
         view: View = await self._mailbox.ask(Snapshot, ANSWER_S)
         return view
+
+    async def _members(self) -> list[NodeId]:
+        return [member.node for member in (await self.view()).members]
 
     async def take_hook(self, hook: Hook) -> HookTaken:
         """Durable on W ledgers, or a `PiclusterError`."""
@@ -173,8 +178,10 @@ class Desk:
             yield msgspec.json.encode(await here(msgspec.json.decode(body, type=shape)))
             return
         if name == renewal.REQUEST:
-            called = self._links.peers()[peer].name
-            yield await asyncio.to_thread(renewal.issue_for, peer, called, body, self._me)
+            yield await self.renewal.issue(peer, self._links.peers()[peer].name, body)
+            return
+        if name == succession.REQUEST:
+            yield await self.renewal.answer(peer, body)
             return
         async with aclosing(self.serving.answer_peer(peer, name, body)) as chunks:
             async for chunk in chunks:

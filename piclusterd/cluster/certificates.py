@@ -13,6 +13,7 @@ import datetime as dt
 import hashlib
 import re
 import ssl
+from collections.abc import Iterable
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -71,15 +72,26 @@ def is_valid_at(cert: x509.Certificate, wall: float) -> bool:
     return cert.not_valid_before_utc.timestamp() <= wall <= cert.not_valid_after_utc.timestamp()
 
 
-def check_certificate(cert_pem: bytes, ca_pem: bytes, key: bytes, cluster: str) -> None:
-    """Raises `Refused` unless `cert_pem` is for the raw public `key` in `cluster` and signed by the CA."""
+def check_certificate(cert_pem: bytes, cas: Iterable[bytes], key: bytes, cluster: str) -> None:
+    """Raises `Refused` unless `cert_pem` is for the raw public `key` in `cluster` and signed by one of its CAs."""
     try:
         cert = x509.load_pem_x509_certificate(cert_pem)
         if node_of(cert, cluster) != node_id(key):
             raise Refused("the certificate is not for this node's key")
-        cert.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_pem))
-    except (InvalidSignature, ValueError, TypeError):
-        raise Refused("the certificate is not signed by the cluster's CA") from None
+    except (ValueError, TypeError):
+        raise Refused("this is no certificate") from None
+    check_issuer(cert, cas)
+
+
+def check_issuer(cert: x509.Certificate, cas: Iterable[bytes]) -> None:
+    """Raises `Refused` unless one of the CAs (PEM) signed `cert`."""
+    for ca_pem in cas:
+        try:
+            cert.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_pem))
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return
+    raise Refused("the certificate is not signed by the cluster's CA")
 
 
 def key_of_request(request_pem: bytes) -> Ed25519PublicKey:

@@ -33,7 +33,7 @@ from ..ids import NodeId, node_id
 from ..wire import Voters
 from .certificates import checked_name, key_of_request, pin, trust
 from .frames import is_address
-from .identity import EXPECT_MAX, Identity, Told, new_key, settle
+from .identity import CA, EXPECT_MAX, NEXT_CA, Identity, Told, new_key, settle
 from .tokens import TOKEN_CHARS_MAX, Token, Tokens, parse
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ class _Reply(msgspec.Struct, frozen=True):
     certificate: Annotated[str, Meta(max_length=8192)]
     peers: Annotated[tuple[Annotated[str, Meta(max_length=262)], ...], Meta(max_length=PEERS_MAX)]
     voters: Voters | None
+    id: Annotated[str, Meta(max_length=16)] = ""
+    """Of the cluster, where it is not that of the CA any more."""
 
 
 class _Fault(msgspec.Struct, frozen=True):
@@ -144,7 +146,7 @@ class JoinDesk:
         return [web.get("/ca", self._give_ca), web.post("/join", self._join)]
 
     async def _give_ca(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._identity.ca_pem, content_type="application/x-pem-file")
+        return web.Response(body=(self._identity.directory / CA).read_bytes(), content_type="application/x-pem-file")
 
     async def _join(self, request: web.Request) -> web.Response:
         try:
@@ -164,7 +166,9 @@ class JoinDesk:
             if sealed is not None:
                 await self._on_sealed(sealed)
         peers = tuple(dict.fromkeys(self._peers()))[:PEERS_MAX]
-        return _Reply(self._identity.cluster, certificate.decode(), peers, self._founding.voters)
+        return _Reply(
+            self._identity.cluster, certificate.decode(), peers, self._founding.voters, self._identity.cluster_id
+        )
 
     def _admit_durably(self, ask: _Ask, source: str) -> tuple[bytes, Voters | None]:
         name = checked_name(ask.name)
@@ -172,6 +176,8 @@ class JoinDesk:
         token = parse(ask.token)
         if node in self._denied():
             raise Refused(f"{name} ({node}) was removed from this cluster", "its key is refused for good.", ANOTHER_KEY)
+        if (self._identity.directory / NEXT_CA).exists():
+            raise Refused("nobody is admitted now", "the cluster's CA is being changed.", "See picluster ca rotate.")
         self._tokens.redeem(token, node, source, ask.role)
         certificate = self._identity.issue(ask.request.encode(), name)
         log.info("admitted %s (%s) as %s", name, node, ask.role)
@@ -198,7 +204,7 @@ async def join(
     body = await _exchange(context, "POST", server, "/join", msgspec.json.encode(ask), REPLY_BYTES_MAX)
     reply = _decoded(body, _Reply, server)
     certificate, told = reply.certificate.encode(), Told(reply.peers, reply.voters)
-    identity = await asyncio.to_thread(settle, state_dir, key, reply.cluster, name, ca_pem, certificate, told)
+    identity = await asyncio.to_thread(settle, state_dir, key, reply.cluster, name, ca_pem, certificate, told, reply.id)
     return Joined(identity, reply.peers, reply.voters)
 
 

@@ -74,7 +74,7 @@ class Links:
         protocols: tuple[int, int] = PROTOCOLS,
     ) -> None:
         """`addresses`: where peers may dial us (`host:port`), told in the hello. `protocols`: see `greeting`."""
-        self._identity, self._on_event, self._serve = identity, on_event, serve
+        self.identity, self._on_event, self._serve = identity, on_event, serve
         self._timing = timing or Timing()
         self._greeting = Greeting(identity, self._timing.hello_s, protocols)
         self._greeting.addresses = addresses
@@ -175,7 +175,7 @@ class Links:
 
     def renew(self, identity: Identity) -> None:
         """Present a renewed certificate, and trust the CAs it says, from now on: open links are looked at again."""
-        self._identity = identity
+        self.identity = identity
         for context in (self._server_tls, self._client_tls):
             identity.load_into(context)
         self._recheck(None)
@@ -190,7 +190,7 @@ class Links:
         """End the links that would not come about now."""
         for link in self._running:
             try:
-                self._identity.peer_of(certificate_of(link.socket), wall)
+                self.identity.peer_of(certificate_of(link.socket), wall)
             except Refused as fault:
                 link.end(REFUSED, str(fault))
 
@@ -211,7 +211,7 @@ class Links:
     # accepting ---------------------------------------------------------------------------------------------------
     async def _accept(self, request: web.Request) -> web.StreamResponse:
         try:
-            node = self._identity.peer_of(certificate_of(request))
+            node = self.identity.peer_of(certificate_of(request))
             self._check_peer(node)
         except (Refused, NotKept) as fault:
             log.info("refused a link from %s: %s", request.remote, fault)
@@ -284,8 +284,8 @@ class Links:
             await goodbye(socket, GOING_AWAY, "")
 
     async def _dialled_open(self, socket: Socket, path: str, relay: NodeId | None) -> NodeId:
-        node = self._identity.peer_of(certificate_of(socket))
-        if node == self._identity.node:
+        node = self.identity.peer_of(certificate_of(socket))
+        if node == self.identity.node:
             raise OwnAddress
         self._check_peer(node)
         linked = self._links.get(node)
@@ -320,7 +320,7 @@ class Links:
         """TLS inside a relayed circuit, with `node` and nobody else. Raises `Refused`, `ssl.SSLError`, `OSError`."""
         async with asyncio.timeout(self._timing.hello_s):
             await tunnel.handshake()
-        found = self._identity.peer_of(certificate_of(tunnel))
+        found = self.identity.peer_of(certificate_of(tunnel))
         if found != node:
             raise Refused(f"{found} is at the far side of the relay", f"{node} was asked for.")
         self._check_peer(node)
@@ -341,7 +341,7 @@ class Links:
         """Make `link` the one to its peer; the events this is. Raises `NotKept` where the other one stays."""
         node = link.peer.node
         self._check_peer(node)  # the deny-list may have changed meanwhile
-        if node == self._identity.node:
+        if node == self.identity.node:
             raise NotKept(REFUSED, "that is this node itself, or a copy of it")
         rival = self._links.get(node)
         if rival is None:
@@ -354,7 +354,7 @@ class Links:
         elif rival.dialled == link.dialled:
             rival.end(DUPLICATE, "its node dialled anew")
             events = (LinkDown(node), LinkUp(node))
-        elif link.dialled == (self._identity.node < node):
+        elif link.dialled == (self.identity.node < node):
             rival.retire()
             events = ()
         else:

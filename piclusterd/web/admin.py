@@ -58,6 +58,12 @@ class RemoveWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
+class RotateWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/ca`. `finish`: without the members that are waited for."""
+
+    finish: bool = False
+
+
 class MoveWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /admin/coordinator`. `node` is an id of 16 hex digits; without one the fittest voter is chosen."""
 
@@ -98,6 +104,8 @@ class AdminDoors:
     """Who leads afterwards."""
     remove_node: Callable[[RemoveWish], Awaitable[NodeId]]
     """Who is a member no more."""
+    rotate_ca: Callable[[bool], Awaitable[Any]]
+    """Begin or finish; {stage, waiting}."""
 
 
 def as_json(value: object) -> Any:
@@ -166,11 +174,16 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
         wish = _decoded(await request.read(), RemoveWish, '{"node": "<id>"}')
         return web.json_response({"removed": await doors.remove_node(wish)})
 
+    async def rotate_ca(request: web.Request) -> web.Response:
+        wish = _decoded(await request.read() or b"{}", RotateWish, '{"finish": false}')
+        return web.json_response(as_json(await doors.rotate_ca(wish.finish)))
+
     return [
         web.get("/status.json", show),
         web.get("/admin/view", owner_only(show)),
         web.post("/admin/voters", owner_only(change_voters)),
         web.post("/admin/coordinator", owner_only(move_leadership)),
+        web.post("/admin/ca", owner_only(rotate_ca)),
         web.post("/admin/removals", owner_only(remove_node)),
         web.post("/admin/tokens", owner_only(create)),
         web.get("/admin/tokens", owner_only(outstanding)),

@@ -12,8 +12,8 @@ from cryptography import x509
 from piclusterd.cluster import identity
 from piclusterd.cluster.identity import Identity
 from piclusterd.cluster.links import Links
-from piclusterd.cluster.renewal import issue_for, renew
-from piclusterd.errors import Refused
+from piclusterd.cluster.renewal import Renewal, issue_for
+from piclusterd.errors import NotFound, Refused
 from piclusterd.events import Event, LinkUp
 from piclusterd.ids import NodeId
 from tests.cluster.test_identity import member
@@ -21,12 +21,17 @@ from tests.cluster.test_identity import member
 PATIENCE_S = 20.0
 
 
+async def nobody() -> list[NodeId]:
+    return []
+
+
 async def linked(stack: AsyncExitStack, issuer: Identity, other: Identity) -> Links:
     """The links of `other`, with one to `issuer`, who serves renewals."""
     up = asyncio.Event()
 
     async def serve(peer: NodeId, name: str, body: bytes) -> AsyncIterator[bytes]:
-        assert name == "renew"
+        if name != "renew":
+            raise NotFound(name)
         yield issue_for(peer, "pi-2", body, issuer)
 
     async def ignore(event: Event) -> None:
@@ -57,8 +62,8 @@ async def test_a_node_gets_a_fresh_certificate_from_the_one_that_holds_the_ca(tm
     other = member(tmp_path / "b", issuer, "pi-2")
     async with AsyncExitStack() as stack:
         links = await linked(stack, issuer, other)
-        renewed = await renew(other, links)
-    assert renewed is not None
+        assert await Renewal(links, nobody).renew()
+    renewed = links.identity
     assert serial(renewed) != serial(other)
     assert renewed.node == other.node
     loaded = identity.load(tmp_path / "b" / "pi-2")
@@ -71,9 +76,8 @@ async def test_the_holder_of_the_ca_renews_its_own(tmp_path: Path) -> None:
     other = member(tmp_path / "b", issuer, "pi-2")
     async with AsyncExitStack() as stack:
         links = await linked(stack, other, issuer)  # the peer could not issue
-        renewed = await renew(issuer, links)
-    assert renewed is not None
-    assert serial(renewed) != serial(issuer)
+        assert await Renewal(links, nobody).renew()
+    assert serial(links.identity) != serial(issuer)
 
 
 async def test_without_a_holder_of_the_ca_nothing_changes(tmp_path: Path) -> None:
@@ -82,7 +86,19 @@ async def test_without_a_holder_of_the_ca_nothing_changes(tmp_path: Path) -> Non
     third = member(tmp_path / "c", issuer, "pi-3")
     async with AsyncExitStack() as stack:
         links = await linked(stack, third, other)
-        assert await renew(other, links) is None
+        assert not await Renewal(links, nobody).renew()
+    assert serial(links.identity) == serial(other)
+
+
+async def test_it_is_renewed_when_two_thirds_of_its_life_are_over_and_not_before(tmp_path: Path) -> None:
+    issuer = identity.create_cluster(tmp_path / "a", "home", "pi-1")
+    other = member(tmp_path / "b", issuer, "pi-2")
+    async with AsyncExitStack() as stack:
+        links = await linked(stack, issuer, other)
+        await Renewal(links, nobody, lambda: other.renew_after - 1).look()
+        assert serial(links.identity) == serial(other)
+        await Renewal(links, nobody, lambda: other.renew_after).look()
+        assert serial(links.identity) != serial(other)
 
 
 def test_a_key_that_is_not_the_peers_is_refused(tmp_path: Path) -> None:
