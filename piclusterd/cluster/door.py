@@ -38,6 +38,7 @@ class Door:
         self._free = asyncio.Semaphore(HANDSHAKES_MAX)
         self._by_address: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._untouched: set[socket.socket] = set()  # accepted, and nobody has begun to shake hands yet
         self._listener: socket.socket | None = None
 
     async def open(self, host: str, port: int) -> None:
@@ -63,8 +64,8 @@ class Door:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
+        for connection in (*self._untouched, *([self._listener] if self._listener else [])):
+            connection.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -72,6 +73,7 @@ class Door:
             await self._free.acquire()
             try:
                 connection, address = await loop.sock_accept(listener)
+                self._untouched.add(connection)
             except OSError as fault:
                 self._free.release()
                 log.warning("cannot accept a connection: %s", fault)
@@ -83,6 +85,7 @@ class Door:
             self._start(self._shake(connection, str(address[0])))
 
     async def _shake(self, connection: socket.socket, address: str) -> None:
+        self._untouched.discard(connection)
         self._by_address[address] += 1
         try:
             if self._by_address[address] > HANDSHAKES_AN_ADDRESS_MAX:

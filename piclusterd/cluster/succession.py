@@ -29,7 +29,7 @@ from ..board.private import write_private
 from ..errors import Broken, Refused
 from ..ids import NodeId
 from .certificates import make_ca, pin
-from .identity import CA_KEY, NEXT_CA_KEY, Identity, private_pem
+from .identity import CA_KEY, NEXT_CA, NEXT_CA_KEY, Identity, private_pem
 
 REQUEST = "ca"
 FILE = "succession.json"
@@ -77,6 +77,8 @@ class Succession:
         """`directory` is the identity directory. Raises `Broken`."""
         self._directory, self._path = directory, directory / FILE
         try:
+            if not (directory / NEXT_CA).exists():
+                self._path.unlink(missing_ok=True)  # the last step of the swap, where a crash came before it
             self._state = msgspec.json.decode(self._path.read_bytes(), type=_State) if self._path.exists() else None
         except (OSError, msgspec.DecodeError) as fault:
             raise Broken("cannot read how far the change of the CA is", f"{self._path}: {fault}.") from fault

@@ -173,6 +173,9 @@ def test_a_crash_between_the_steps_of_the_swap_is_mended_by_the_next_start(tmp_p
     found = done.advance(found, [found.node])
     assert (found.cas, done.issuing) == ((me.next_ca_pem,), False)
     assert found.issue(found.signer.request(), "pi-1")
+    (found.directory / succession.FILE).write_text('{"stage": "issuing"}')  # all done but the last unlink
+    assert Succession(found.directory).progress(found.node, []).stage == "over"
+    assert not (found.directory / succession.FILE).exists()
 
 
 def test_who_has_nothing_to_do_is_told_nothing(tmp_path: Path) -> None:
