@@ -19,6 +19,8 @@ that depends on them leaves: `unsaved` tells the hall to hold such messages back
   Only its own silence is stretched: stickiness and CheckQuorum speak of others, and keep the times of the preset.
 * A closed link to the leader voids stickiness and brings the campaign forward: a killed process is noticed in
   milliseconds, and a majority that still hears the leader keeps it all the same.
+* A voter whose link comes up while this node canvasses or campaigns is asked at once: where two of three boards were
+  down, the second to be back makes the majority, and nobody waits for another election timeout.
 """
 
 from __future__ import annotations
@@ -157,8 +159,7 @@ class Election:
             case Sealed(voters):
                 return self._adopt_voters(voters, now)
             case LinkUp(peer):
-                self._links[peer] = None
-                return self._heartbeat_to(peer) if self.role == "leader" else []
+                return self._link_made(peer)
             case LinkDown(peer):
                 return self._link_lost(peer, now)
             case Shutdown():
@@ -212,7 +213,7 @@ class Election:
             out.append(LeaderChanged(self.term, None))
         if len(self._votes) >= self.majority:
             return out + self._campaign(now)
-        return out + self._ask_votes(self.term + 1, pre=True)
+        return out + self._ask_votes()
 
     def _campaign(self, now: float, transfer: bool = False) -> list[Output]:
         self.role = "candidate"
@@ -222,11 +223,14 @@ class Election:
         self._votes = {self.me: None}
         self._transfer = transfer
         self._due = now + self._silence(now)
-        return [self._save(), *self._ask_votes(self.term, pre=False)]
+        return [self._save(), *self._ask_votes()]
 
-    def _ask_votes(self, term: Term, pre: bool) -> list[Output]:
-        request = RequestVote(term, pre, self.voters, self._transfer and not pre)
-        return [Send(v, request) for v in self.voters.voters if v != self.me]
+    def _ask_votes(self) -> list[Output]:
+        return [out for v in self.voters.voters if v != self.me for out in self._ask_vote(v)]
+
+    def _ask_vote(self, voter: NodeId) -> list[Output]:
+        pre = self.role == "pre"
+        return [Send(voter, RequestVote(self.term + pre, pre, self.voters, self._transfer and not pre))]
 
     def _count_votes(self, now: float) -> list[Output]:
         if self.role == "pre" and len(self._votes) >= self.majority:
@@ -324,6 +328,13 @@ class Election:
         heirs = sorted((-self._contact[v], v) for v in voters)
         out: list[Output] = [Send(heirs[0][1], TimeoutNow(self.term))] if heirs else []
         return out + self._step_down(why, now)
+
+    def _link_made(self, peer: NodeId) -> list[Output]:
+        self._links[peer] = None
+        if self.role == "leader":
+            return self._heartbeat_to(peer)
+        asks = self.role in ("pre", "candidate") and peer in self.voters.voters
+        return self._ask_vote(peer) if asks else []
 
     def _link_lost(self, peer: NodeId, now: float) -> list[Output]:
         self._links.pop(peer, None)

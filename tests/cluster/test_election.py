@@ -389,6 +389,35 @@ def test_a_new_link_hears_of_the_leader_at_once() -> None:
     assert node.handle(LinkUp(D), wire.now + 10) == [Send(D, Heartbeat(1, b"digest", Voters(1, 1, (A, B, C))))]
 
 
+@pytest.mark.parametrize("role", ["pre", "candidate"])
+def test_a_voter_that_comes_back_while_votes_are_sought_is_asked_at_once(role: str) -> None:
+    node, _ = alone()
+    now = node.deadline()
+    node.handle(DeadlineReached(), now)
+    if role == "candidate":
+        node.handle(Received(B, Vote(1, pre=True, granted=True)), now)
+    assert node.role == role
+    assert node.handle(LinkUp(C), now) == [Send(C, RequestVote(1, role == "pre", node.voters))]
+    assert node.handle(LinkUp(D), now) == [], "no voter"
+
+
+def test_the_second_of_three_to_be_back_makes_a_leader_without_another_timeout() -> None:
+    room = Room()
+    dead = room.elect()
+    lonely, back = room.others(dead)
+    for node in (dead, lonely):
+        room.wire.isolate(node)
+    for one, other in ((lonely, dead), (lonely, back), (back, dead)):
+        room.wire.unlink(one, other)
+    room.wire.remove(dead)
+    del room.nodes[dead]
+    room.wire.run_until(lambda: room.nodes[lonely].role == "pre", within=10)
+    assert room.leaders == []
+    room.wire.heal()
+    room.wire.tell(lonely, LinkUp(back))
+    assert room.leaders == [lonely]
+
+
 def test_who_holds_the_voters_already_is_not_sent_them_with_every_heartbeat() -> None:
     node, wire = alone()
     win(node, wire.now + 10)
