@@ -73,15 +73,20 @@ ISSUES = (
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """`next_s`: SIGKILL to the next active coordinator; `ack_s`: to its first acknowledgement to the hub."""
+    """`next_s`: SIGKILL to the next active coordinator; `ack_s`: to its first acknowledgement to the hub.
+
+    `outvoted`: one that was killed before was still starting, so no majority was left: both times hold its start, too.
+    """
 
     node: str
     heir: str
     next_s: float
     ack_s: float
+    outvoted: bool
 
     def __str__(self) -> str:
-        return f"{self.node:<7} {self.heir:<7} {self.next_s:>9.2f} s  {self.ack_s:>7.2f} s"
+        times = f"{self.node:<7} {self.heir:<7} {self.next_s:>9.2f} s  {self.ack_s:>7.2f} s"
+        return times + ("  (no majority was left)" if self.outvoted else "")
 
 
 class KillLoop:
@@ -113,14 +118,14 @@ class KillLoop:
         await self.cluster.found()
         await self.cluster.until_served()
         self._say(f"three nodes, hub in {self.world.kind}, {self._rate:g} webhooks/s, seed {self._seed}")
-        self._say(f"{'kill':>4}  killed  heir    coordinator   next ack  promised")
+        self._say(f"{'kill':>4}  promised  killed  heir    coordinator   next ack")
         posting = asyncio.create_task(self._post_all())
         try:
             for number in range(1, kills + 1):
                 fair = (WEBHOOKS_MAX - WEBHOOKS_FIRST) // kills
                 self._budget += max(WEBHOOKS_A_KILL_MIN, min(WEBHOOKS_A_KILL_MAX, fair))
                 self.kills.append(await self._kill(with_hub=self._hub_every > 0 and number % self._hub_every == 0))
-                self._say(f"{number:>4}  {self.kills[-1]}  {len(self.promised):>8}")
+                self._say(f"{number:>4}  {len(self.promised):>8}  {self.kills[-1]}")
             await asyncio.gather(*self._starts.values())
         finally:
             posting.cancel()
@@ -134,6 +139,7 @@ class KillLoop:
         member = await self._until_active(0)
         if member.name in self._starts:
             await self._starts[member.name]  # it has answered, or this raises
+        outvoted = not all(start.done() for start in self._starts.values())
         began = time.monotonic()
         self.cluster.kill(member)
         again = self._start_later(member, self._rng.uniform(0.0, DEAD_FOR_MAX_S))
@@ -146,7 +152,7 @@ class KillLoop:
         heir = await self._until_active(self._term)
         next_s = time.monotonic() - began
         await self.cluster.until(self._acked, "the coordinator acknowledges a webhook", NEXT_S)
-        return Kill(member.name, heir.name, next_s, time.monotonic() - began)
+        return Kill(member.name, heir.name, next_s, time.monotonic() - began, outvoted)
 
     async def _start_later(self, member: Member, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
@@ -231,15 +237,19 @@ class KillLoop:
 
 def summary(loop: KillLoop, found: Audit) -> list[str]:
     lines = [f"VIOLATION: {fault}" for fault in found.faults]
-    lines += [f"kill to next coordinator: {_spread([kill.next_s for kill in loop.kills])}"]
-    lines += [f"kill to next webhook acknowledged: {_spread([kill.ack_s for kill in loop.kills])}"]
+    for which, outvoted in (("with both others up", False), ("while another was starting", True)):
+        kills = [kill for kill in loop.kills if kill.outvoted == outvoted]
+        lines += [f"killed {which}, to next coordinator: {_spread([kill.next_s for kill in kills])}"]
+        lines += [f"killed {which}, to next webhook acknowledged: {_spread([kill.ack_s for kill in kills])}"]
     verdict = "none lost, none triaged twice, ledgers equal" if not found.faults else f"{len(found.faults)} violations"
     what = f"{len(loop.kills)} kills, {len(loop.promised)} webhooks promised"
     return [*lines, f"{what}: {verdict} ({found.entries} entries, digest {found.digest[:16]})"]
 
 
 def _spread(seconds: Sequence[float]) -> str:
-    return f"median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s" if seconds else "none"
+    if not seconds:
+        return "none"
+    return f"median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s of {len(seconds)}"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
