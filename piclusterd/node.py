@@ -360,7 +360,7 @@ class Node:
     def _asked(self, event: Event, now: float) -> list[Effect]:
         match event:
             case WhoServes(ticket, model, embeddings, prompt_tokens, exclude):
-                self.placement.members_changed(self.membership.alive())
+                self.placement.members_changed(self.membership.alive(), self.membership.links)
                 return [Answer(ticket, self.placement.choose(model, embeddings, prompt_tokens, exclude, now))]
             case Snapshot(ticket):
                 return [Answer(ticket, self.view(now))]

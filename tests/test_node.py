@@ -63,7 +63,7 @@ from piclusterd.ids import NodeId
 from piclusterd.ledger import store
 from piclusterd.node import BOUND_TO_HARD_STATE, INCARNATION_SHIFT, Node, Setup
 from piclusterd.sim.keys import SimKey, verify
-from piclusterd.views import View
+from piclusterd.views import Choice, View
 from piclusterd.wire import (
     BATCH_BYTES_MAX,
     BATCH_ENTRIES_MAX,
@@ -75,6 +75,8 @@ from piclusterd.wire import (
     Heartbeat,
     Held,
     Hook,
+    Member,
+    ModelFacts,
     PeerMessage,
     Ping,
     Push,
@@ -227,6 +229,24 @@ def test_no_model_no_choice() -> None:
     assert isinstance(answer, Answer)
     assert answer.ticket == 9
     assert isinstance(answer.value, Exception)
+
+
+def test_a_request_goes_to_members_that_are_linked_with_this_node() -> None:
+    node = alone()
+
+    def asked() -> object:
+        (answer,) = node.handle(WhoServes(9, "llama"), 0.0)
+        assert isinstance(answer, Answer)
+        return answer.value
+
+    node.handle(LinkDown(C), 0.0)
+    told = Gossip((Member(C, 1, "alive", Facts(version=1, name="pi-c", models=(ModelFacts("llama"),))),))
+    node.handle(Received(B, told), 0.0)
+    assert "pi-c: no link from here" in str(asked())
+    node.handle(LinkUp(C), 0.0)
+    choice = asked()
+    assert isinstance(choice, Choice)
+    assert choice.node == C
 
 
 def test_a_snapshot_is_one_consistent_picture() -> None:

@@ -31,7 +31,7 @@ no LinkDown. Hands that drop such a Send will not do: 32 nodes with 8 links each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from random import Random
 
 import msgspec
@@ -116,6 +116,11 @@ class Membership:
     @property
     def peers(self) -> dict[NodeId, Peer]:
         return self.roster.peers
+
+    @property
+    def links(self) -> Collection[NodeId]:
+        """Whom a message would reach just now."""
+        return self._links.keys()
 
     @property
     def health(self) -> int:

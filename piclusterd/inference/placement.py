@@ -3,12 +3,13 @@
     members (gossip) ──▶ members_changed        choose(model, …) ──▶ Choice(node, reason) | NotFound | Unavailable
 
 Gossip is seconds old, so a burst would all run to the node that was idle a moment ago: what was sent to a node since it
-last spoke of itself counts as running there, for at most `UNSEEN_S`.
+last spoke of itself counts as running there, for at most `UNSEEN_S`. Who is alive by gossip and not linked with
+this node (just started, or cut off from here alone) gets none: the request would only fail on its way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice
@@ -26,13 +27,15 @@ class Placement:
     def __init__(self, me: NodeId) -> None:
         self._me = me
         self._members: tuple[Member, ...] = ()
+        self._links: Collection[NodeId] = ()
         self._sent: dict[NodeId, list[float]] = {}
         """When requests were placed on a node that its facts do not show yet."""
 
-    def members_changed(self, members: Sequence[Member]) -> None:
-        """`members` is the whole list, this node included; only alive ones get requests."""
+    def members_changed(self, members: Sequence[Member], links: Collection[NodeId]) -> None:
+        """`members` is the whole list, this node included; only alive ones get requests, and others only by a link."""
         before = {member.node: member.facts.version for member in self._members}
         self._members = tuple(sorted(members, key=lambda member: member.node))
+        self._links = links
         for member in self._members:
             if before.get(member.node) != member.facts.version:
                 self._sent.pop(member.node, None)
@@ -43,13 +46,13 @@ class Placement:
         """The alive node that would answer first. `exclude` have failed this request already.
 
         Returns `NotFound`, naming the models there are, where no node of the cluster serves `model`; `Unavailable`
-        where those that do are not alive or excluded.
+        where those that do are not alive, not linked or excluded.
         """
         name = self._named(model)
         serving = [(member, facts) for member in self._members for facts in _serves(member, name, embeddings)]
         if not serving:
             return self._not_found(model, embeddings)
-        able = [(m, facts) for m, facts in serving if m.state == "alive" and m.node not in exclude]
+        able = [(m, facts) for m, facts in serving if not self._hindrance(m, exclude)]
         if not able:
             return self._unavailable(name, [member for member, _ in serving], exclude)
         ranked = sorted(
@@ -79,14 +82,21 @@ class Placement:
             self._sent[member.node] = recent
         return predict(facts, member.facts, prompt_tokens, member.node == self._me, len(recent))
 
+    def _hindrance(self, member: Member, exclude: Sequence[NodeId]) -> str:
+        """Why `member` cannot be asked; "" where it can."""
+        if member.node in exclude:
+            return "failed this request"
+        if member.state != "alive":
+            return member.state
+        return "" if member.node == self._me or member.node in self._links else "no link from here"
+
     def _not_found(self, model: str, embeddings: bool) -> NotFound:
         what = "embeds with" if embeddings else "serves"
         there = ", ".join(self.models()) or "none"
         return NotFound(f"no node {what} the model {model!r}.", f"There are: {there}.", param="model")
 
     def _unavailable(self, model: str, serving: list[Member], exclude: Sequence[NodeId]) -> Unavailable:
-        state = {member.node: "failed this request" if member.node in exclude else member.state for member in serving}
-        why = ", ".join(f"{_shown(member)}: {state[member.node]}" for member in serving)
+        why = ", ".join(f"{_shown(member)}: {self._hindrance(member, exclude)}" for member in serving)
         return Unavailable(f"no node can answer with {model!r} now", f"{why}.")
 
 

@@ -29,9 +29,9 @@ def chosen(placement: Placement, model: str = "qwen", exclude: tuple[NodeId, ...
     return choice
 
 
-def placed(*members: Member) -> Placement:
+def placed(*members: Member, links: tuple[NodeId, ...] = (PI_2, PI_3)) -> Placement:
     placement = Placement(PI_1)
-    placement.members_changed(members)
+    placement.members_changed(members, links)
     return placement
 
 
@@ -77,6 +77,16 @@ def test_no_name_means_the_only_model_and_is_refused_among_several() -> None:
     assert isinstance(Placement(PI_1).choose("", False, 0, (), 0.0), NotFound)
 
 
+def test_who_is_alive_and_not_linked_gets_no_request() -> None:
+    fast, slow = member(PI_2, serving(decode_tps=99.0)), member(PI_3, serving(decode_tps=1.0))
+    assert chosen(placed(fast, slow)).node == PI_2
+    assert chosen(placed(fast, slow, links=(PI_3,))).node == PI_3
+    nobody = placed(fast, slow, links=()).choose("qwen", False, 10, (PI_3,), 0.0)
+    assert isinstance(nobody, Unavailable)
+    assert "pi-2: no link from here, pi-3: failed this request" in str(nobody)
+    assert chosen(placed(member(PI_1, serving()), links=())).node == PI_1, "this node needs no link to itself"
+
+
 def test_embeddings_go_only_to_models_that_give_them() -> None:
     placement = placed(member(PI_1, serving()), member(PI_2, serving(embeddings=True, decode_tps=1.0)))
     choice = placement.choose("qwen", True, 10, (), 0.0)
@@ -92,7 +102,7 @@ def test_a_burst_is_spread_before_gossip_tells_of_it() -> None:
 def test_what_was_sent_is_forgotten_with_newer_facts_or_time() -> None:
     placement = placed(member(PI_1, serving()), member(PI_2, serving()))
     chosen(placement)
-    placement.members_changed([member(PI_1, serving(), version=2), member(PI_2, serving())])
+    placement.members_changed([member(PI_1, serving(), version=2), member(PI_2, serving())], (PI_2,))
     assert chosen(placement).node == PI_1
     assert chosen(placement, now=UNSEEN_S + 1).node == PI_1
 

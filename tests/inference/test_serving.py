@@ -50,7 +50,8 @@ class Town:
         async def who(model: str, embeddings: bool, prompt_tokens: int, exclude: tuple[NodeId, ...]) -> Choice:
             placement = Placement(me)
             placement.members_changed(
-                [Member(node, 0, "alive", Facts(name=f"pi-{node[0]}", models=m)) for node, m in self._claims.items()]
+                [Member(node, 0, "alive", Facts(name=f"pi-{node[0]}", models=m)) for node, m in self._claims.items()],
+                self._claims,
             )
             choice = placement.choose(model, embeddings, prompt_tokens, exclude, 0.0)
             if isinstance(choice, PiclusterError):

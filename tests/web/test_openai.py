@@ -56,7 +56,7 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
 
         async def who(model: str, embeddings: bool, prompt_tokens: int, exclude: tuple[NodeId, ...]) -> Choice:
             placement = Placement(ME)
-            placement.members_changed([Member(ME, 0, "alive", Facts(name="pi-1", models=pool.facts()))])
+            placement.members_changed([Member(ME, 0, "alive", Facts(name="pi-1", models=pool.facts()))], ())
             choice = placement.choose(model, embeddings, prompt_tokens, exclude, 0.0)
             if isinstance(choice, PiclusterError):
                 raise choice
