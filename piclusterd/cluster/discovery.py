@@ -11,7 +11,8 @@ so a fresh one replaces it every 30 s; a network card replugged under the same a
 compared by index and address and the whole instance is rebuilt when they change; link-local and container addresses
 lead to ourselves (OctoPrint#4359, esphome/device-builder#788), so they are neither used nor believed. Probing is
 skipped (`cooperating_responders`): a name that is a hash of a key cannot collide, and probes loop with several
-responders (#1837). IPv4 only; `peers.seeds` reaches everything else.
+responders (#1837); two boards with a copied card are both shown, and `links` refuses one. IPv4 only: an address of
+`fe80::/10` means nothing without the interface of whoever dials it. `peers.seeds` reaches all else, IPv6 in brackets.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ Spreading. Up to PUSH_ALL_MAX members: every change to every link, at once, pass
 (`exchange`), which alone carries facts in a large cluster; `own_facts` says when our own are worth a new version. In a
 small one the digest also rides on pings, so that what was lost on the way is noticed within a probe or two.
 
-Assumed of the hands: at most PUSH_ALL_MAX members are all linked as far as the network lets them. In a larger cluster a
-node keeps links to some, a Send to any other member dials it or is relayed, and a link closed because it was idle is
-no LinkDown. Hands that drop such a Send will not do: 32 nodes with 8 links each then call each other failed.
+Assumed of the hands: all members are linked as far as the network lets them, directly or through a neighbour
+(`upkeep.keep_linked` dials whoever gossip names; `links` says how many that may be). Without that, a Send to a member
+that nobody dialled is lost, and 32 nodes with 8 links each call each other failed.
 """
 
 from __future__ import annotations

@@ -229,6 +229,13 @@ class Network:
         port = f"router{host.site}" if wan else host.port
         _run("ip", "-n", self.ns(WAN if at_wan else f"lan{host.site}"), "link", "set", port, state)
 
+    def change_card(self, name: str) -> None:
+        """The network card of a host in a site, out and in again: another device under the same name and address."""
+        host = self.hosts[name]
+        _run("ip", "-n", self.ns(name), "link", "del", "eth0")
+        self._plug(name, "eth0", f"lan{host.site}", host.port, f"{host.address}/24")
+        self.route(name)
+
     def block(self, sender: str, receiver: str) -> None:
         """A one-way partition at the switch of a site: nothing from `sender` arrives at `receiver`."""
         one, other = self.hosts[sender], self.hosts[receiver]
