@@ -14,8 +14,8 @@ the one dialled by the lower node id is kept, on both sides. The other is retire
 lost that link (it restarted): the old one is dropped, `LinkDown` then `LinkUp`.
 Members that cannot be reached are linked through a neighbour (`relay`), which nobody above notices; dialling goes on,
 and a direct link takes the place of a relayed one, never the other way round.
-A cluster is a full mesh: N - 1 links a node, and as many diallers as members tell addresses. So it is bounded by
-`DIALLERS_MAX` (256 addresses: 128 members with two each), and then by `LINKS_MAX`.
+A cluster is a full mesh: N - 1 links a node, half a megabyte each, and a dialler for each address that members tell. So
+it is bounded by `DIALLERS_MAX` (256 addresses: 128 members with two each), and then by `LINKS_MAX`.
 Certificates say who a peer is; addresses and hellos only help to find it. Events of one peer are posted in order.
 """
 

@@ -25,8 +25,7 @@ Spreading. Up to PUSH_ALL_MAX members: every change to every link, at once, pass
 small one the digest also rides on pings, so that what was lost on the way is noticed within a probe or two.
 
 Assumed of the hands: all members are linked as far as the network lets them, directly or through a neighbour
-(`upkeep.keep_linked` dials whoever gossip names; `links` says how many that may be). Without that, a Send to a member
-that nobody dialled is lost, and 32 nodes with 8 links each call each other failed.
+(`upkeep.keep_linked` dials whom gossip names, `links` says how many); one named just now and not linked is not probed.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ from .broadcast import Broadcast
 from .exchange import ListDigest, answers, digests
 from .own_facts import OwnFacts
 from .probing import Probe, Prober, Relay
-from .roster import HERE, Peer, Roster, bare
+from .roster import HERE, LINKING_S, Peer, Roster, bare
 from .suspicion import Guards
 from .timings import Timings
 
@@ -191,10 +190,10 @@ class Membership:
                 return []
 
     def learn(self, members: Iterable[Member], now: float) -> None:
-        """Take a list from elsewhere (a rehearsal, an address book) as it is; nobody is told."""
+        """Take a list of long known members (a rehearsal, an address book) as it is; nobody is told."""
         for member in members:
             if member.node != self.me:
-                self.roster.add(member, now)
+                self.roster.add(member, now - LINKING_S)
 
     def remove(self, node: NodeId, now: float) -> list[Output]:
         """List `node` never again: its owner removed it. Others hear of it at once, and for good from the ledger."""
@@ -288,11 +287,10 @@ class Membership:
         if failed := self._prober.end(now):
             helped = f"; {failed.nacks} of {failed.helpers} helpers heard nothing either" if failed.helpers else ""
             out = self._belief.suspect(failed.target, f"no answer to our probe{helped}", now)
-        here = self.roster.here()
         if self.small:  # a round in random order takes up to 2N - 3 periods from one turn to the next
-            target = min(here, key=lambda node: self.peers[node].turn, default=None)
+            target = min(self.roster.here(), key=lambda node: self.peers[node].turn, default=None)
         else:
-            target = self._prober.target(here)
+            target = self._prober.target(self.roster.within_reach(self._links, now))
         if target is None:
             return out
         self.peers[target].turn = now

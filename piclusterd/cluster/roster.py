@@ -7,6 +7,7 @@ nothing: `belief` says what goes in.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..ids import NodeId
@@ -20,6 +21,8 @@ HISTORY = 8
 """Lines of probe history kept a peer: the answer to "why was it marked dead?"."""
 TOMBSTONE_S = 24 * 3600.0
 """Serf's: longer than any node that may come back with an old list is expected to sleep."""
+LINKING_S = 30.0
+"""Whom gossip names is linked by then, directly or not: 32 nodes on two busy cores were a mesh after 19 s."""
 ALIVE_AGAIN = "alive again"
 
 
@@ -81,6 +84,10 @@ class Roster:
         if self._here is None:
             self._here = sorted(node for node, peer in self.peers.items() if peer.member.state in HERE)
         return self._here
+
+    def within_reach(self, links: Collection[NodeId], now: float) -> list[NodeId]:
+        """Of those here, who is linked or should be by now: from others, silence says nothing about them."""
+        return [node for node in self.here() if node in links or now - self.peers[node].since >= LINKING_S]
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ from piclusterd.cluster.exchange import BUCKETS_MAX, MEMBERS_A_MESSAGE, answers,
 from piclusterd.cluster.membership import ANSWER_PART, FAREWELLS, FLAPS_MAX, Membership
 from piclusterd.cluster.own_facts import REFRESH_S, OwnFacts, load_moved
 from piclusterd.cluster.probing import RELAYS_MAX, Prober
-from piclusterd.cluster.roster import TOMBSTONE_S, Roster
+from piclusterd.cluster.roster import LINKING_S, TOMBSTONE_S, Roster
 from piclusterd.cluster.suspicion import Guards
 from piclusterd.events import (
     DeadlineReached,
@@ -45,7 +45,7 @@ from piclusterd.wire import (
     PushPull,
 )
 
-from .pair import PI, A, B, C, D, name
+from .pair import PI, A, B, C, D, Wire, member, name
 from .test_membership import House, crowded, hears, lone, of, probed, sends
 
 
@@ -540,3 +540,23 @@ def test_what_a_node_says_of_a_member_it_never_met_is_nothing() -> None:
     node, _ = lone()
     assert node.facts(name(99)) is None
     assert node.handle(Received(B, Nack(5)), 100.0) == []
+
+
+def test_in_a_large_cluster_whom_gossip_named_just_now_is_probed_once_it_should_be_linked() -> None:
+    node, near, far, named = member(A, Wire()), [name(n) for n in range(100, 120)], name(200), 100.0
+    for peer in near:
+        node.handle(LinkUp(peer), named)
+    node.handle(Received(near[0], Gossip((of(far, 1, "alive"),))), named)
+    asked: list[float] = []
+    while node.deadline() < named + 3 * LINKING_S:
+        now = node.deadline()
+        for out in node.handle(DeadlineReached(), now):
+            match out:
+                case Send(to, Ping()) if to == far:
+                    asked.append(now)
+                case Send(to, Ping(seq)):
+                    node.handle(Received(to, Ack(seq, b"")), now)
+                case _:
+                    pass
+    assert asked
+    assert min(asked) >= named + LINKING_S
