@@ -31,6 +31,8 @@ Rank = tuple[Term, LogId, int]
 DETAIL_CHARS_MAX = 500
 SEEN_BYTES = 16
 """Of a webhook's digest (`ledger.checkpoint` says what it is good for)."""
+SEEN_MAX = 65_536
+"""Digests remembered of one log: twice what one checkpoint carries, so that two branches fit."""
 TAKEN_FOR_GRANTED = ("term", "log.open", "log.checkpoint")
 """Kinds that mean nothing to this fold once they are old."""
 
@@ -45,7 +47,7 @@ class HookEntry:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The newest checkpoint of a log. `kept`: seqs before it that still stand; `seen`: digests of what was let go."""
+    """The latest checkpoint of a log. `kept`: seqs before it that still stand; `seen`: digests of what was let go."""
 
     rank: Rank
     kept: Container[int]
@@ -103,10 +105,8 @@ class Journal:
 
     def close(self, checkpoint: Fact, kept: Container[int], seen: Iterable[bytes]) -> None:
         """`checkpoint` keeps the seqs `kept` of its log and has seen the webhooks of these digests."""
-        before = self._ends.get(checkpoint.log)
-        if before is not None and before.rank[2] >= checkpoint.seq:
-            return
-        self._ends[checkpoint.log] = End(checkpoint.order, kept, frozenset(seen))
+        end, before = End(checkpoint.order, kept, frozenset(seen)), self._ends.get(checkpoint.log)
+        self._ends[checkpoint.log] = end if before is None else _joined(before, end)
         ended = {key for key, entry in self.hooks.items() if self._ended(key, entry.rank)}
         self.hooks = {key: entry for key, entry in self.hooks.items() if key not in ended}
         self.runs = {run: entry for run, entry in self.runs.items() if entry.key not in ended}
@@ -170,6 +170,13 @@ class Journal:
         told = [run for run in self.runs.values() if run.hook_rank is not None]
         rows = sorted(told, key=lambda run: (run.hlc, run.run), reverse=True)[:most]
         return tuple(_view(run) for run in rows)
+
+
+def _joined(one: End, other: End) -> End:
+    """The later end, having seen what both have: of two branches of a log neither checkpoint tells of the other's."""
+    earlier, later = sorted((one, other), key=lambda end: end.rank[2])
+    seen = later.seen | earlier.seen
+    return End(later.rank, later.kept, seen if len(seen) <= SEEN_MAX else later.seen)
 
 
 def digest_of(key: str) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piclusterd.events import Fact
 from piclusterd.ids import LogId, NodeId, RunId
-from piclusterd.workflows.journal import DETAIL_CHARS_MAX, Journal, hook_of, hook_record
+from piclusterd.workflows.journal import DETAIL_CHARS_MAX, SEEN_MAX, Journal, digest_of, hook_of, hook_record
 
 from .desk import LOG, Ledger, hook, run_of
 
@@ -148,3 +149,34 @@ def test_kinds_of_other_rooms_and_of_newer_releases_mean_nothing_here() -> None:
     journal = folded(Fact(LOG, 1, 1, "term", {}), Fact(LOG, 2, 1, "log.open", {}), step("run.paused", 3))
     assert journal.open_runs() == []
     assert RunId(run_of("k")) in journal.runs
+
+
+def checkpoint_fact(seq: int) -> Fact:
+    return Fact(LOG, seq, 0, "log.checkpoint", {}, hlc=seq)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_one_branch_of_a_log_has_ended_the_other_branchs_checkpoint_does_not_bring_back(
+    order: tuple[int, int],
+) -> None:
+    """Two cards with one key: one ended the webhook at 3, the other, which wrote more, still kept it."""
+    ends: list[tuple[Fact, tuple[int, ...], list[bytes]]] = [
+        (checkpoint_fact(8), (), [digest_of("k")]),
+        (checkpoint_fact(10), (3,), [digest_of("other")]),
+    ]
+    journal = folded(hook_fact(3))
+    for at in order:
+        journal.close(*ends[at])
+    assert (journal.hooks, journal.runs) == ({}, {})
+    assert journal.known("k")
+    assert journal.known("other")
+    journal.grow([hook_fact(3)])
+    assert not journal.hooks
+
+
+def test_a_log_that_went_on_for_years_is_known_by_its_latest_checkpoint_alone() -> None:
+    journal = Journal()
+    journal.close(checkpoint_fact(8), (), [digest_of(f"{n}") for n in range(SEEN_MAX)])
+    journal.close(checkpoint_fact(10), (), [digest_of("newest")])
+    assert journal.known("newest")
+    assert not journal.known("1")
