@@ -1,20 +1,15 @@
-"""Signatures and dedupe keys: our own round trip, the edges, and the providers' own SDKs as judges of our signer."""
+"""Signatures and dedupe keys: our own round trip, and the edges. The providers' SDKs: test_provider_sdks.py."""
 
 import hashlib
 import hmac
 import json
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from multidict import CIMultiDict
 
-from piclusterd.demo import npm
 from piclusterd.demo.signing import sign
 from piclusterd.integrations.signatures import Verdict, body_object, dedupe_key, delivery_id, verify
-from tests.integrations.rig import fresh
 
 SOURCES = ("linear", "github", "notion")
 BODY = b'{"id":"event-1"}'
@@ -129,44 +124,3 @@ def test_a_body_that_is_no_object_reads_as_an_empty_one(body: bytes) -> None:
 
 def test_a_body_in_broken_utf8_is_still_read() -> None:
     assert body_object(b'\xef\xbb\xbf{"id":"e1","x":"\xff"}')["id"] == "e1"
-
-
-# --- the providers' own code
-
-JUDGES = {
-    "linear": ("@linear/sdk", "98.0.0", """
-        import { LinearWebhookClient } from "@linear/sdk/webhooks";
-        const judge = (body, h, secret) =>
-          new LinearWebhookClient(secret).verify(body, h["Linear-Signature"], JSON.parse(body).webhookTimestamp);"""),
-    "github": ("@octokit/webhooks-methods", "6.0.0", """
-        import { verify } from "@octokit/webhooks-methods";
-        const judge = (body, h, secret) => verify(secret, body.toString(), h["X-Hub-Signature-256"]);"""),
-    "notion": ("@notionhq/client", "5.26.0", """
-        import { verifyWebhookSignature } from "@notionhq/client";
-        const judge = (body, h, secret) =>
-          verifyWebhookSignature({ body, signature: h["X-Notion-Signature"], verificationToken: secret });"""),
-}  # fmt: skip
-ASK = """
-const [body, headers, secret] = JSON.parse(process.argv[2]);
-const verdict = (text) => new Promise((say) => say(judge(Buffer.from(text), headers, secret))).catch(() => false);
-console.log(JSON.stringify([await verdict(body), await verdict(body.replace("ö", "o"))]));
-"""
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_providers_own_sdk_accepts_what_we_sign_and_only_that(source: str, tmp_path: Path) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    package, version, code = JUDGES[source]
-    home = npm.install(package, version)
-    if home.path is None:
-        pytest.skip(home.why)
-    (tmp_path / "node_modules").symlink_to(home.path / "node_modules")
-    script = tmp_path / "judge.mjs"
-    script.write_text(code + ASK)
-    body = fresh(id="e1", title="größer").decode().replace("\\u00f6", "ö")
-    question = json.dumps([body, sign(source, body.encode(), "wh_secret"), "wh_secret"])
-    done = subprocess.run([node, script, question], capture_output=True, text=True, timeout=60)
-    assert (json.loads(done.stdout or "null"), done.stderr) == ([True, False], "")
