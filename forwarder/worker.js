@@ -55,7 +55,7 @@ const PROTO = 1;
 const BODY_MAX = 1024 * 1024; // bytes; Linear and Notion stay far below, SQLite rows here end at 2 MB
 const WINDOW = 32; // rows in flight; also what the client delivers at once
 const FLIGHT_MAX = 8 * 1024 * 1024; // bytes of bodies in flight: the object has 128 MB, an RPC answer 32 MiB
-const OUTBOX_MAX = 8000; // rows; at BODY_MAX each this stays under the object's 10 GB
+const OUTBOX_MAX = 8000; // rows, parked ones too; at BODY_MAX each this stays under the object's 10 GB
 const MESSAGE_MAX = 4096; // characters from the client; acks are tiny
 const SOCKETS_MAX = 16; // the current one, those being superseded, and a few lost ones
 const HEADER_MAX = 1024; // characters of one stored header
@@ -343,6 +343,7 @@ export class Hub extends DurableObject {
     this.counts = null; // cache of depth, dead and oldest; dropped by whatever changes them other than an insert
     this.ttl_ms = (Number(env.HUB_TTL_DAYS) || TTL_DAYS) * 86_400_000;
     this.nackLimit = Number(env.HUB_NACK_LIMIT) || NACK_LIMIT;
+    this.outboxMax = Math.min(Number(env.HUB_OUTBOX_MAX) || OUTBOX_MAX, OUTBOX_MAX);
     this.aiAfter_ms = env.AI && env.HUB_AI_MODEL ? (Number(env.HUB_AI_AFTER_S) || AI_AFTER_S) * 1000 : Infinity;
   }
 
@@ -404,8 +405,8 @@ export class Hub extends DurableObject {
     this.charge();
     const old = this.known(hook.dedupe);
     if (old !== undefined) return fine({ seq: old, duplicate: true });
-    if (this.count().depth + this.count().parked >= OUTBOX_MAX) {
-      const full = problem(503, "the outbox is full", `${OUTBOX_MAX} hooks wait for the cluster`, "bring the coordinator back; then redeliver");
+    if (this.count().depth + this.count().parked >= this.outboxMax) {
+      const full = problem(503, "the outbox is full", `${this.outboxMax} hooks wait for the cluster`, "bring the coordinator back; then redeliver");
       return { ...full, retryAfter: 60 };
     }
     const seq = this.ctx.storage.transactionSync(() => {
@@ -414,7 +415,8 @@ export class Hub extends DurableObject {
       if (this.paused(hook.source)) this.park("seq = ?", row);
       return row;
     });
-    await this.wakeBy(Math.min(Date.now() + SWEEP_MS, this.aiDue()));
+    const hint = hook.source === "linear" && !this.current() ? this.aiFrom() : Infinity;
+    await this.wakeBy(Math.min(Date.now() + SWEEP_MS, hint));
     this.push();
     return fine({ seq, duplicate: false });
   }
@@ -430,18 +432,20 @@ export class Hub extends DurableObject {
     this.sql(`INSERT INTO parked SELECT seq, source, delivery, dedupe, received_ms, stale, headers, body, nacks
       FROM outbox WHERE ${where}`, ...args);
     this.sql(`DELETE FROM outbox WHERE ${where}`, ...args);
-    this.counts = null;
+    const { n } = this.first("SELECT changes() AS n"); // not re-counted: while a flood is paused, each hook comes by here
+    const oldest = this.first("SELECT received_ms FROM outbox ORDER BY seq LIMIT 1")?.received_ms ?? null;
+    if (this.counts) this.counts = { ...this.counts, depth: this.counts.depth - n, parked: this.counts.parked + n, oldest };
+    return n;
   }
 
   async pause(source) {
     this.charge();
     const handedOut = this.current()?.deserializeAttachment().cursor ?? 0;
-    const before = this.count().parked;
-    this.ctx.storage.transactionSync(() => {
+    const moved = this.ctx.storage.transactionSync(() => {
       this.setMeta(`paused:${source}`, Date.now());
-      this.park("source = ? AND seq > ?", source, handedOut);
+      return this.park("source = ? AND seq > ?", source, handedOut);
     });
-    return fine({ source, paused: true, moved: this.count().parked - before });
+    return fine({ source, paused: true, moved });
   }
 
   async resume(source) {
@@ -792,6 +796,7 @@ export class Hub extends DurableObject {
     if (this.sql("DELETE FROM parked WHERE received_ms < ? RETURNING seq", now - this.ttl_ms).toArray().length) this.counts = null;
     this.forget("dead_ms < ?", now - this.ttl_ms);
     this.sql("DELETE FROM seen WHERE forget_ms <= ?", now);
+    this.sql("DELETE FROM hints WHERE seq NOT IN (SELECT seq FROM outbox)"); // buried, parked, acked while the model was asked
     if (old.length) this.push();
   }
 
@@ -806,10 +811,8 @@ export class Hub extends DurableObject {
 
   /** A hint for each row that waits, while nobody has been here for long. A fault of the model costs nothing but the hint. */
   async classify(now) {
-    if (this.current() || now < Math.max(this.here_ms + this.aiAfter_ms, this.aiQuiet_ms ?? 0)) return;
-    const rows = this.sql(`SELECT outbox.seq, body FROM outbox LEFT JOIN hints USING (seq) WHERE hint IS NULL AND source = 'linear'
-      ORDER BY outbox.seq LIMIT ?`, AI_BATCH).toArray();
-    for (const { seq, body } of rows) {
+    if (this.current() || now < this.aiFrom()) return;
+    for (const { seq, body } of this.unhinted(AI_BATCH)) {
       try {
         const answer = await this.env.AI.run(this.env.HUB_AI_MODEL, question(body));
         this.sql("INSERT OR REPLACE INTO hints VALUES (?, ?)", seq, String(answer.response ?? "").replace(/[^\x20-\x7e]/g, " ").slice(0, TEXT_MAX));
@@ -819,19 +822,22 @@ export class Hub extends DurableObject {
         break;
       }
     }
-    this.sql("DELETE FROM hints WHERE seq NOT IN (SELECT seq FROM outbox)"); // buried, parked, acked while we asked
   }
 
-  /** When `classify` has work again; Infinity where it has none. */
-  aiDue() {
-    if (this.aiAfter_ms === Infinity || this.current()) return Infinity;
-    const query = "SELECT EXISTS (SELECT 1 FROM outbox LEFT JOIN hints USING (seq) WHERE hint IS NULL AND source = 'linear') AS some";
-    return this.first(query).some ? Math.max(Date.now(), this.here_ms + this.aiAfter_ms, this.aiQuiet_ms ?? 0) : Infinity;
+  /** Hints are given in seq order, so what comes after the last one has none: no row is read twice to find that out. */
+  unhinted(limit) {
+    const last = this.first("SELECT COALESCE(MAX(seq), 0) AS seq FROM hints").seq;
+    return this.sql("SELECT seq, body FROM outbox WHERE seq > ? AND source = 'linear' ORDER BY seq LIMIT ?", last, limit).toArray();
+  }
+
+  /** From when on the model may be asked; Infinity where it is off. */
+  aiFrom() {
+    return Math.max(this.here_ms + this.aiAfter_ms, this.aiQuiet_ms ?? 0);
   }
 
   async rearm() {
     this.alarm_ms = undefined;
-    const hint = this.aiDue();
+    const hint = this.aiAfter_ms < Infinity && !this.current() && this.unhinted(1).length ? this.aiFrom() : Infinity;
     if (hint < Date.now() + SWEEP_MS) await this.wakeBy(hint);
     const retry = this.first("SELECT MIN(retry_ms) AS ms FROM outbox").ms;
     if (retry !== null) await this.wakeBy(retry);

@@ -79,6 +79,10 @@ class Double:
         """The provider's answer to `ratelimited` or `spent`."""
         raise NotImplementedError
 
+    def overloaded(self, fault: Fault) -> web.Response:
+        """The provider's answer to `unavailable`."""
+        return web.Response(status=503, text="Service Unavailable", headers={"Retry-After": f"{fault.seconds:g}"})
+
     def refusal(self, status: int, why: str) -> Mapping[str, Any]:
         """The body of the provider's error."""
         raise NotImplementedError
@@ -149,9 +153,7 @@ class Double:
             case "internal":
                 return web.Response(status=500, text="Internal Server Error")
             case "unavailable":
-                return web.Response(
-                    status=503, text="Service Unavailable", headers={"Retry-After": f"{fault.seconds:g}"}
-                )
+                return self.overloaded(fault)
             case "malformed":
                 return web.Response(text='{"result": {"id": ', content_type="application/json")
             case "oversized":

@@ -73,6 +73,7 @@ class Hub:
         self._env = env
         self._clock = clock or Clock()
         self._requests = 0
+        self._outbox_max = min(int(env.get("HUB_OUTBOX_MAX") or OUTBOX_MAX), OUTBOX_MAX)
         ttl_ms = int(float(env.get("HUB_TTL_DAYS") or TTL_DAYS) * 86_400_000)
         self._sockets = Sockets(outbox, ttl_ms, self._clock, Hints(outbox, env))
 
@@ -174,7 +175,7 @@ class Hub:
 
     @staticmethod
     def _require_signature(source: str, request: web.Request, body: bytes, secrets: list[str]) -> None:
-        name = f"{source.upper()}_SECRET"
+        name = "HUB_TOKEN" if source == "selftest" else f"{source.upper()}_SECRET"
         if not any(secrets):
             why = f"no secret for {source} is set, so nothing can be verified"
             raise Refusal(503, "source not configured", why, f"set {name} in the hub's environment")
@@ -196,8 +197,8 @@ class Hub:
         old = self._outbox.known(hook.dedupe)
         if old is not None:
             return web.json_response({"seq": old, "duplicate": True})
-        if self._outbox.depth() + self._outbox.parked_count() >= OUTBOX_MAX:
-            full = Refusal(503, "the outbox is full", f"{OUTBOX_MAX} hooks wait", "bring the coordinator back")
+        if self._outbox.depth() + self._outbox.parked_count() >= self._outbox_max:
+            full = Refusal(503, "the outbox is full", f"{self._outbox_max} hooks wait", "bring the coordinator back")
             return web.json_response(full.body, status=503, headers={"Retry-After": "60"})
         seq = self._outbox.insert(hook)
         self._sockets.wake_by(self._clock.now_ms() + SWEEP_MS)

@@ -49,7 +49,7 @@ class SteppedClock(Clock):
     """Stands still until it is stepped; rings what falls due on the way, in order."""
 
     def __init__(self) -> None:
-        self.ms = NOON_MS
+        self.ms = float(NOON_MS)
         self.rung = 0
         self._due: list[tuple[float, int, Ring]] = []
         self._numbers = itertools.count()

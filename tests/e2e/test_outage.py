@@ -158,7 +158,7 @@ def _read(path: Path) -> tuple[Journal, list[tuple[tuple[object, ...], str, str]
             fold(journal, (fact,))
             if fact.kind == "hook":
                 hooks.append((tuple(fact.order), str(json.loads(fact.body["body"])["id"]), str(fact.body["key"])))
-    return journal, sorted(hooks, key=lambda hook: hook[0])  # type: ignore[arg-type, return-value]
+    return journal, sorted(hooks, key=lambda hook: hook[0])
 
 
 def check(path: Path, sent: Sent) -> None:
