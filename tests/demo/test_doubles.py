@@ -16,8 +16,11 @@ from piclusterd.demo.cloudflare_double import CloudflareDouble
 from piclusterd.demo.doubles import Double, Fault, FaultKind
 from piclusterd.demo.github_double import HOOK_ID, REPOSITORY, GitHubDouble
 from piclusterd.demo.huggingface_double import HuggingFaceDouble
+from piclusterd.demo.linear_double import LinearDouble
 from piclusterd.demo.notion_double import VERSION, NotionDouble
 from piclusterd.demo.workers_ai_double import MODEL, NEURONS_A_DAY, PAID_ONLY, WorkersAIDouble
+from piclusterd.integrations.linear import LinearClient
+from piclusterd.integrations.outcome import CallFailed
 from piclusterd.integrations.signatures import verify
 
 Answer = tuple[int, Mapping[str, str], Any]
@@ -241,3 +244,29 @@ async def test_the_router_answers_its_models_for_a_token() -> None:
         for wrong in ({"model": "no/such"}, {"model": f"{model}:nobody"}, {"colour": "red"}):
             assert (await call(double, "POST", "/v1/chat/completions", body=body | wrong))[0] == 400
         assert (await call(double, "POST", "/v1/chat/completions", body=body, Authorization="Bearer no"))[0] == 401
+
+
+# Linear ----------------------------------------------------------------------------------------------------------
+async def test_linears_client_is_told_each_fault_of_the_plan_in_linears_words() -> None:
+    async with LinearDouble() as double:
+        client = LinearClient(double.url, double.key, timeout_s=0.5)
+        issue = double.create_issue("Crash on start")["data"]["id"]
+        ask = {"issue": issue, "labels": ["Bug"]}
+        try:
+            for kind in ("internal", "unavailable", "malformed", "partial", "lost", "hang"):
+                double.faults.append(Fault(kind))
+                with pytest.raises(CallFailed) as failed:
+                    await client.perform("issue_context", ask, "key")
+                assert (kind, failed.value.retryable) == (kind, True)
+            double.faults.append(Fault("slow", 0.01))
+            assert (await client.perform("issue_context", ask, "key"))["id"] == issue
+            double.faults.append(Fault("slow", 5))
+            with pytest.raises(CallFailed):
+                await client.perform("issue_context", ask, "key")
+            double.faults.append(Fault("spent", 7))  # 429 by a proxy; Linear's own limit is a 400
+            with pytest.raises(CallFailed) as limited:
+                await client.perform("issue_context", ask, "key")
+            assert limited.value.retry_after_s == 7
+            assert double.violations == []
+        finally:
+            await client.close()

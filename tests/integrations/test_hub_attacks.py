@@ -1,7 +1,7 @@
 """Attacks on the way in, on both hubs: each ends as it should, and the hub is alive afterwards.
 
 The numbers are those of the project's list of attacks on webhooks. Those that end at the cluster are tested there: a
-stolen hub that forges (C4) and events nobody wants (C5) in tests/web/test_hooks.py and tests/e2e/test_bad_input.py. C3
+stolen hub that forges (C4) in tests/e2e/test_bad_input.py, unwanted events (C5) in tests/workflows/test_intake.py. C3
 (a relay's own timestamp and nonce) has no counterpart: the relay signs nothing, and the cluster believes the provider's
 signature alone; what protects from replays is the key made of signed content.
 """

@@ -14,6 +14,7 @@ import pytest
 from piclusterd.demo.doubles import Fault
 from piclusterd.demo.signing import sign
 from piclusterd.demo.workers_ai_double import MODEL, WorkersAIDouble
+from piclusterd.integrations.hub_frames import HookFrame, parse
 from piclusterd.integrations.signatures import selftest_secret
 from tests.integrations.rig import ENV, SECRETS, TOKEN, Rig, body_of, fresh
 
@@ -499,6 +500,9 @@ async def test_rows_get_a_hint_once_the_cluster_has_been_away_for_long(any_rig: 
             while not (page := (await any_rig.call("GET", "/pull?term=1&node=a"))[1]["hooks"])[0].get("hint"):
                 pass
         assert [hook.get("hint") for hook in page] == ["P1", None]
+        handed = parse(json.dumps(page[0]))
+        assert isinstance(handed, HookFrame)
+        assert handed.hook().hint == "P1"
         assert model.prompts == ["Checkout is down\nfor all"]
         assert model.violations == []
 
