@@ -17,13 +17,16 @@ from piclusterd.events import (
     Deny,
     Event,
     Fact,
+    KeyShared,
     LedgerAlarm,
     LinkUp,
     MemberDown,
     Output,
+    Received,
     RemoveNode,
 )
 from piclusterd.ids import LogId, NodeId
+from piclusterd.wire import Twin
 
 from .pair import A, B, C, D
 from .test_membership import lone
@@ -126,3 +129,14 @@ def test_what_cannot_be_removed_is_said(node: NodeId, kind: type[UserError], wor
     assert isinstance(answer, Answer)
     assert isinstance(answer.value, kind)
     assert words in str(answer.value)
+
+
+def test_a_key_in_two_places_is_an_alarm_where_it_is_seen_and_where_it_lives() -> None:
+    owner = Owner()
+    for event, words in (
+        (KeyShared("two machines"), "two machines"),
+        (Received(B, Twin("by 10.0.0.9")), "by 10.0.0.9"),
+    ):
+        (alarm,) = owner.tell(event)
+        assert isinstance(alarm, LedgerAlarm)
+        assert words in alarm.text
