@@ -351,11 +351,11 @@ class Checks:
 
     @staticmethod
     def _config_is_settled(nodes: list[Node]) -> None:
+        """A wish may wait for a voter who will not come, and longer than the calm lasts; what was made is stored."""
         configs = {config_id(node.election.voters): None for node in nodes}
         hold(len(configs) == 1, f"I12 nodes have different configs of voters: {list(configs)}")
         (leader,) = (node for node in nodes if node.replicate.active)
-        settled = leader.reconfigure.stored and leader.reconfigure.under_way is None
-        hold(settled, f"I12 the config of {leader.me} is not settled")
+        hold(leader.reconfigure.stored, f"I12 the config of {leader.me} is not settled")
 
     def _ledgers_agree(self, nodes: list[Node]) -> None:
         heads = [node.reconcile.heads() for node in nodes]
