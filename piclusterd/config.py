@@ -141,6 +141,13 @@ class Webhooks:
     linear_secret_file: Annotated[str, Meta(description="file with Linear's signing secret(s)")] = ""
     github_secret_file: Annotated[str, Meta(description="file with GitHub's secret(s)")] = ""
     notion_secret_file: Annotated[str, Meta(description="file with Notion's verification token(s)")] = ""
+    github_repos: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description="owner/name of repositories whose events are taken; empty: of all that sign"),
+    ] = ()
+    github_events: Annotated[
+        tuple[str, ...], Meta(max_length=64, description="names of GitHub's events that are taken; empty: all")
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +169,60 @@ class Triage:
         Meta(max_length=64, description="type the model names = label in Linear; types left out get none"),
     ] = field(default_factory=lambda: {"bug": "Bug", "feature": "Feature", "question": "Question", "chore": "Chore"})
     attempts_max: Annotated[int, Meta(ge=1, le=100, description="tries of one step before the run is given up")] = 8
+    copy_urgent: Annotated[
+        bool, Meta(description="P0 and P1 end only once the relay, where one is a member, holds a copy of the run")
+    ] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Github:
+    """Deliveries that failed are asked for again after an outage; webhooks themselves need [webhooks] only."""
+
+    url: Annotated[str, Meta(description="REST endpoint")] = "https://api.github.com"
+    token_file: Annotated[
+        str,
+        Meta(description="file with a token that may read and write the repository's webhooks; empty: GitHub is off"),
+    ] = ""
+    hook: Annotated[
+        str,
+        Meta(
+            pattern=r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/[0-9]+)?$",
+            description="owner/repository/id of the webhook whose deliveries are looked after",
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    approval_hours: Annotated[
+        float, Meta(ge=0.01, le=8760.0, description="a question that nobody answered for so long is answered with no")
+    ] = 72.0
+    reconcile_hours: Annotated[
+        float, Meta(ge=0.1, le=72.0, description="between two looks for events that never came; also at every takeover")
+    ] = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """One `[[schedule]]` table: something the coordinator does by the clock."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]*$", description="what to call it in runs")
+    ]
+    cron: Annotated[str, Meta(min_length=1, max_length=128, description="minute hour day month weekday, as in cron")]
+    what: Annotated[
+        Literal["hub-health", "triage-report", "prompt"],
+        Meta(description="look at the hub, count the runs of triage, or ask the default model"),
+    ]
+    timezone: Annotated[str, Meta(max_length=64, description="of the cron line, as in /usr/share/zoneinfo")] = "UTC"
+    prompt: Annotated[str, Meta(max_length=8000, description="what the model is asked")] = ""
+    missed: Annotated[
+        Literal["skip", "run-once"],
+        Meta(description="what to do about times at which no coordinator was there: nothing, or the newest of them"),
+    ] = "skip"
+    post_url_file: Annotated[
+        str, Meta(description="file with a URL that gets what was found out, as JSON; empty: the ledger keeps it")
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +244,12 @@ class Config:
     hub: Hub = field(default_factory=Hub)
     webhooks: Webhooks = field(default_factory=Webhooks)
     linear: Linear = field(default_factory=Linear)
+    github: Github = field(default_factory=Github)
     triage: Triage = field(default_factory=Triage)
+    runs: Runs = field(default_factory=Runs)
     log: Log = field(default_factory=Log)
     models: tuple[Model, ...] = ()
+    schedule: tuple[Scheduled, ...] = ()
 
     @property
     def state_dir(self) -> Path:

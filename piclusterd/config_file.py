@@ -18,14 +18,17 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, replace
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
+from cronsim import CronSim, CronSimError
 
-from .config import Config, Model
-from .config_keys import MODELS, Key, sections
+from .config import Config
+from .config_keys import LISTS, MODELS, SCHEDULE, Key, sections
 from .errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/piclusterd/piclusterd.toml")
@@ -92,7 +95,8 @@ class _Sheet:
     values: dict[Where, Any] = field(default_factory=dict)
     places: dict[Where, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    models: int = 0
+    tables: Counter[str] = field(default_factory=Counter)
+    """Section of `LISTS` → how many tables of it there are."""
 
     def place(self, where: Where) -> str:
         """`file:line` of the key, or of the nearest table round it."""
@@ -129,19 +133,19 @@ def _take_file(sheet: _Sheet, path: Path) -> None:
     for section, table in tables.items():
         if section not in known:
             sheet.fault((section,), f"unknown section{_did_you_mean(section, known)}")
-        elif section == MODELS:
-            _take_models(sheet, table, known[MODELS])
+        elif section in LISTS:
+            _take_list(sheet, section, table, known[section])
         else:
             _take_table(sheet, (section,), table, known[section])
 
 
-def _take_models(sheet: _Sheet, tables: object, keys: Mapping[str, Key]) -> None:
+def _take_list(sheet: _Sheet, section: str, tables: object, keys: Mapping[str, Key]) -> None:
     if not isinstance(tables, list):
-        sheet.fault((MODELS,), "not a list of tables (write it as [[models]], once for each model)")
+        sheet.fault((section,), f"not a list of tables (write it as [[{section}]], once for each)")
         return
-    sheet.models = len(tables)
+    sheet.tables[section] = len(tables)
     for number, table in enumerate(tables):
-        where = (MODELS, str(number))
+        where = (section, str(number))
         _take_table(sheet, where, table, keys)
         for name, key in keys.items():
             if key.default is MISSING and isinstance(table, dict) and name not in table:
@@ -182,7 +186,7 @@ def _parts(dotted: str) -> Where:
 
 # the environment -------------------------------------------------------------------------------------------------
 def _take_environment(sheet: _Sheet, environ: Mapping[str, str]) -> None:
-    known = {name: keys for name, keys in sections().items() if name != MODELS}
+    known = {name: keys for name, keys in sections().items() if name not in LISTS}
     for variable in sorted(environ):
         section, _, name = variable.removeprefix(PREFIX).lower().partition("_")
         if not variable.startswith(PREFIX) or variable in CLIENT_VARIABLES:
@@ -214,16 +218,19 @@ def _from_text(key: Key, text: str) -> object:
 # the whole -------------------------------------------------------------------------------------------------------
 def _build(sheet: _Sheet) -> Config:
     """The tree of the legal values; where one was not legal its default stands in until the faults are raised."""
-    made = {
+    made: dict[str, Any] = {
         name: cls(**{w[1]: value for w, value in sheet.values.items() if w[0] == name})
         for name, cls in get_type_hints(Config).items()
-        if name != MODELS
+        if name not in LISTS
     }
-    rows = (
-        {w[2]: value for w, value in sheet.values.items() if w[:2] == (MODELS, str(number))}
-        for number in range(sheet.models)
-    )
-    return Config(**made, models=tuple(Model(**{"name": "", "path": "", **row}) for row in rows))
+    for section, cls in LISTS.items():
+        missing: dict[str, Any] = {name: "" for name, key in sections()[section].items() if key.default is MISSING}
+        rows = (
+            {w[2]: value for w, value in sheet.values.items() if w[:2] == (section, str(number))}
+            for number in range(sheet.tables[section])
+        )
+        made[section] = tuple(cls(**{**missing, **row}) for row in rows)
+    return Config(**made)
 
 
 def _resolve(config: Config, path: Path | None, environ: Mapping[str, str]) -> Config:
@@ -238,6 +245,9 @@ def _resolve(config: Config, path: Path | None, environ: Mapping[str, str]) -> C
     for section, name in _file_keys():
         part = changed.get(section, getattr(config, section))
         changed[section] = replace(part, **{name: _locate(getattr(part, name), beside, environ)})
+    changed[SCHEDULE] = tuple(
+        replace(line, post_url_file=_locate(line.post_url_file, beside, environ)) for line in config.schedule
+    )
     return replace(config, **changed)
 
 
@@ -247,10 +257,10 @@ def _first(directories: str) -> str:
 
 
 def _file_keys() -> Iterator[tuple[str, str]]:
-    """The keys that name a file with secrets."""
+    """The keys of plain sections that name a file with secrets."""
     for section, keys in sections().items():
         for name in keys:
-            if name.endswith("_file"):
+            if name.endswith("_file") and section not in LISTS:
                 yield section, name
 
 
@@ -275,6 +285,9 @@ def _check_files(sheet: _Sheet, config: Config) -> None:
     for number, model in enumerate(config.models):
         if model.path and not model.path.startswith(BUILTIN):
             _check_readable(sheet, (MODELS, str(number), "path"), model.path)
+    for number, line in enumerate(config.schedule):
+        if line.post_url_file:
+            _check_readable(sheet, (SCHEDULE, str(number), "post_url_file"), line.post_url_file)
 
 
 def _cross_check(sheet: _Sheet, config: Config) -> None:
@@ -285,8 +298,11 @@ def _cross_check(sheet: _Sheet, config: Config) -> None:
         sheet.fault(("hub", "url"), "needs hub.token_file: the hub answers nobody without its bearer token")
     if config.peers.port == config.api.port != 0:
         sheet.fault(("api", "port"), f"{config.api.port} is also peers.port: the two listeners need a port each")
+    if config.github.token_file and not config.github.hook:
+        sheet.fault(("github", "token_file"), "needs github.hook: the webhook that the token is for")
     _check_endpoints(sheet, config)
     _check_model_names(sheet, config)
+    _check_schedule(sheet, config)
 
 
 def _check_readable(sheet: _Sheet, where: Where, file: str) -> None:
@@ -314,6 +330,24 @@ def _check_model_names(sheet: _Sheet, config: Config) -> None:
             if name and name in seen:
                 sheet.fault((MODELS, str(number), key), f'"{name}" already names model {seen[name] + 1}')
             seen.setdefault(name, number)
+
+
+def _check_schedule(sheet: _Sheet, config: Config) -> None:
+    seen: dict[str, int] = {}
+    for number, line in enumerate(config.schedule):
+        where = (SCHEDULE, str(number))
+        if line.name and line.name in seen:
+            sheet.fault((*where, "name"), f'"{line.name}" already names line {seen[line.name] + 1}')
+        seen.setdefault(line.name, number)
+        if line.what == "prompt" and not line.prompt:
+            sheet.fault((*where, "prompt"), "missing: it is what the model is asked")
+        try:
+            CronSim(line.cron, datetime(2026, 1, 1, tzinfo=ZoneInfo(line.timezone)))
+        except CronSimError as error:
+            if line.cron:
+                sheet.fault((*where, "cron"), f"{_shown(line.cron)} is not a cron line: {error}")
+        except (ZoneInfoNotFoundError, ValueError):
+            sheet.fault((*where, "timezone"), f"{_shown(line.timezone)} is not a time zone here (legal: Europe/Berlin)")
 
 
 def _dotted(where: Where) -> str:

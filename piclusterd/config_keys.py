@@ -15,13 +15,18 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from .config import Config, Model
+from .config import Config, Model, Scheduled
 
-MODELS = "models"
-"""The one section that is a list of tables, `[[models]]`."""
+MODELS, SCHEDULE = "models", "schedule"
+LISTS: Mapping[str, type] = {MODELS: Model, SCHEDULE: Scheduled}
+"""Sections that are lists of tables, `[[models]]` and `[[schedule]]`, and what a table is."""
 WIDTH = 110
 """Columns of the rendered file's comments."""
 
+_INTRODUCTIONS = {
+    MODELS: "One table for each GGUF file this node serves; there is none by default.",
+    SCHEDULE: "One table for each thing done by the clock, the same on every node; there is none by default.",
+}
 _HEADER = """\
 # piclusterd: every key at its default. Any line may be left out; a changed line is all a small file needs.
 # Environment variables win over this file: PICLUSTER_<SECTION>_<KEY>, lists as comma-separated text.
@@ -51,19 +56,18 @@ class Key:
 
 
 def sections() -> Mapping[str, Mapping[str, Key]]:
-    """Every section and its keys, in the order of the tree; `models` holds the keys of one `[[models]]` table."""
+    """Every section and its keys, in the order of the tree; those of `LISTS` hold the keys of one table."""
     hints = get_type_hints(Config)
-    plain = {f.name: dict(_keys(f.name, hints[f.name])) for f in fields(Config) if f.name != MODELS}
-    return {**plain, MODELS: dict(_keys(MODELS, Model))}
+    return {f.name: dict(_keys(f.name, LISTS.get(f.name, hints[f.name]))) for f in fields(Config)}
 
 
 def render_default() -> str:
     """The text of `config/piclusterd.toml`: every key commented with its doc and legal range, at its default."""
     blocks = [_HEADER]
     for section, keys in sections().items():
-        lines = [f"[{section}]"] if section != MODELS else _models_introduction()
+        lines = [f"# {_INTRODUCTIONS[section]}", f"# [[{section}]]"] if section in LISTS else [f"[{section}]"]
         for key in keys.values():
-            lines += _render_key(key, commented=section == MODELS)
+            lines += _render_key(key, commented=section in LISTS)
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
@@ -71,8 +75,8 @@ def render_default() -> str:
 def render_values(config: Config) -> str:
     """`config` as TOML, without comments; it loads to the same configuration."""
     known = sections()
-    tables = [(f"[{name}]", getattr(config, name), known[name]) for name in known if name != MODELS]
-    tables += [(f"[[{MODELS}]]", model, known[MODELS]) for model in config.models]
+    tables = [(f"[{name}]", getattr(config, name), known[name]) for name in known if name not in LISTS]
+    tables += [(f"[[{name}]]", table, known[name]) for name in LISTS for table in getattr(config, name)]
     blocks = (
         "\n".join([header, *(f"{name} = {toml_value(getattr(table, name))}" for name in keys)])
         for header, table, keys in tables
@@ -135,13 +139,6 @@ def _legal_text(metas: list[Meta], limit: int | None) -> str:
     if pattern:
         parts.append(f"matching {pattern}")
     return ", ".join(parts)
-
-
-def _models_introduction() -> list[str]:
-    return [
-        "# One table for each GGUF file this node serves; there is none by default.",
-        f"# [[{MODELS}]]",
-    ]
 
 
 def _render_key(key: Key, *, commented: bool) -> list[str]:

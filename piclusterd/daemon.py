@@ -41,17 +41,16 @@ from .config_file import DEFAULT_PATH, load, read_secret
 from .desk import Desk
 from .errors import Broken, PiclusterError, UserError
 from .events import FactsChanged, HardState, LedgerAlarm, LoopLagged, Note, Sealed, Shutdown
-from .hands import Hands, Service
+from .hands import Hands
 from .ids import NodeId
 from .inference.models import ModelSpec, resolve
 from .inference.pool import Pool
-from .integrations.echo import Echo
-from .integrations.linear import LinearClient
 from .ledger.ballast import BALLAST_BYTES
 from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
+from .services import make_agenda, make_patience, make_services, make_workflows, tell_clock
 from .upkeep import (
     VOTES,
     calm_collector,
@@ -59,6 +58,7 @@ from .upkeep import (
     ledger_flags,
     losses,
     recall,
+    run_flags,
     scrub,
     stroke_watchdog,
     synced,
@@ -67,9 +67,6 @@ from .upkeep import (
 from .web.app import Served, make_app, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
-from .workflows.selftest import Selftest
-from .workflows.triage import Triage
-from .workflows.workflow import Workflow
 
 log = logging.getLogger("piclusterd")
 
@@ -80,6 +77,8 @@ LAG_TOLD_S = 0.5
 """A loop that was this late tells the node, which then distrusts its own silence."""
 STOP_S = 4.0
 """systemd is told 90 s; a drained daemon has no reason to take more than this."""
+REPORTED = 1000
+"""Newest runs that a report counts."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: systemd should not restart what a person must mend."""
 
@@ -135,8 +134,9 @@ class Daemon:
             config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model()
         )
         self.hands = Hands(
-            self.mailbox, self.links, self.ledger, self.desk.serving, await self._services(), self._votes_dir(),
-            self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
+            self.mailbox, self.links, self.ledger, self.desk.serving,
+            make_services(config, me.name, self._secret, self._stack, lambda: self.node.journal.views(REPORTED)),
+            self._votes_dir(), self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
         self.node = await self._make_node(hard or HardState(), no_votes)
@@ -149,6 +149,8 @@ class Daemon:
         self._task(self.desk.renewal.run(), "certificate")
         self._task(trust_clock(self.links), "clock")
         self._task(keep_linked(me.node, self.node.membership.alive, self.links), "reach")
+        if config.schedule:
+            self._task(tell_clock(self.mailbox, synced), "schedule")
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
         self._dial_known()
@@ -184,8 +186,9 @@ class Daemon:
             hard=hard,
             heads=heads,
             ledger=facts,
-            workflows=self._workflows(),
-            attempts_max=self.config.triage.attempts_max,
+            workflows=make_workflows(self.config, self._default_model() or "default"),
+            patience=make_patience(self.config),
+            agenda=make_agenda(self.config),
             retention=Retention.of(self.config.ledger),
             log=self.ledger.log,
             lost=self.ledger.lost,
@@ -194,25 +197,11 @@ class Daemon:
         )
         return Node(setup, self.rng, self.clock())
 
-    def _workflows(self) -> dict[str, Workflow]:
-        triage = Triage(self.config.triage, self._default_model() or "default", self.config.linear.actor_id)
-        selftest = Selftest()
-        return {triage.name: triage, selftest.name: selftest}
-
     def _default_model(self) -> str:
         return self.config.inference.default_model or next((model.name for model in self.config.models), "")
 
     def _votes_dir(self) -> Path:
         return self.config.state_dir / VOTES
-
-    async def _services(self) -> dict[str, Service]:
-        services: dict[str, Service] = {"selftest": Echo(self.me.name)}
-        if not self.config.linear.token_file:
-            return services
-        token = self._secret(self.config.linear.token_file)[0]
-        linear = LinearClient(self.config.linear.url, token)
-        self._stack.push_async_callback(linear.close)
-        return {**services, "linear": linear}
 
     def _secret(self, file: str) -> tuple[str, ...]:
         return read_secret(file, self.environ)
@@ -303,7 +292,8 @@ class Daemon:
     async def _tell_facts(self) -> None:
         """Say what this node is, when it changed and every few seconds."""
         while True:
-            await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts)))
+            flags = run_flags(self.node, self.clock())
+            await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts, flags)))
             try:
                 async with asyncio.timeout(FACTS_EVERY_S):
                     await self.facts_moved.wait()
@@ -312,12 +302,12 @@ class Daemon:
                 pass
             self.facts_moved.clear()
 
-    def _facts(self) -> Facts:
+    def _facts(self, flags: tuple[str, ...]) -> Facts:
         heads = self.node.reconcile.heads()
         self.links.addresses = self.desk.addresses = self._addresses()  # DHCP may come late, and cards are replugged
         return describe_node(
             self.config, self.me.name, self.links.addresses, self.api_port, self.pool.facts(),
-            sum(h.seq for h in heads), ledger_flags(self.ledger, self.no_votes),
+            sum(h.seq for h in heads), (*ledger_flags(self.ledger, self.no_votes), *flags),
         )  # fmt: skip
 
     async def _watch_loop(self) -> None:

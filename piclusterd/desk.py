@@ -43,11 +43,12 @@ from .inference.serving import Serving
 from .integrations.hub import HubClient
 from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
+from .jobs import CHANGE_RUN, Jobs
 from .mailbox import Mailbox
 from .views import View
 from .web import admin, openai
 from .web.app import Doors
-from .web.hooks import hook_of
+from .web.hooks import Ignored, Lists, hook_of
 from .web.metrics import Meters
 from .web.stream import EventBus
 from .wire import Hook, Voters
@@ -108,6 +109,8 @@ class Desk:
         """`host:port` of our peer listener, once it is bound; none while the board has no address."""
         files = {source: getattr(config.webhooks, f"{source}_secret_file") for source in SOURCES}
         self._secrets = {source: secret(file) for source, file in files.items() if file}
+        self._lists = Lists(config.webhooks.github_repos, config.webhooks.github_events)
+        self._jobs = Jobs(me.node, me.name, mailbox, links, self.view, config.state_dir / "ledger.db")
         self._keys = frozenset(secret(config.api.keys_file)) if config.api.keys_file else frozenset()
         hub_tokens = secret(config.hub.token_file) if config.hub.url else ()
         self._hub_token = hub_tokens[0] if hub_tokens else ""
@@ -135,11 +138,14 @@ class Desk:
                 self._move_leadership,
                 self._remove_node,
                 self.renewal.rotate,
+                self._jobs.show,
+                self._jobs.change,
             ),
             meters=self.meters,
             edge=self._edge,
             ledger_fault=ledger_fault,
             secrets=self._secrets,
+            lists=self._lists,
             api_keys=self._keys,
             allowed_hosts=self._config.api.allowed_hosts,
             extra_routes=openai.routes(self.serving, self._list_models),
@@ -177,6 +183,9 @@ class Desk:
             shape, here, _, _ = self._errands[name]
             yield msgspec.json.encode(await here(msgspec.json.decode(body, type=shape)))
             return
+        if name == CHANGE_RUN:
+            yield await self._jobs.serve_peer(body, self._links.peers()[peer].name)
+            return
         if name == renewal.REQUEST:
             yield await self.renewal.issue(peer, self._links.peers()[peer].name, body)
             return
@@ -209,7 +218,10 @@ class Desk:
     async def _deliver(self, hook: HubHook) -> bool:
         """True once it is on W ledgers."""
         try:
-            verified = hook_of(hook.source, hook.headers, hook.body, self._secrets.get(hook.source, ()))
+            verified = hook_of(hook.source, hook.headers, hook.body, self._secrets.get(hook.source, ()), self._lists)
+        except Ignored as why:
+            log.info("webhook %d of the hub ignored: %s", hook.seq, why)
+            return True  # it would be ignored again
         except PiclusterError as fault:
             log.error("webhook %d of the hub refused: %s", hook.seq, fault)
             self._bus.publish("alarm", {"text": f"webhook {hook.seq} of the hub refused: {fault.what}"})

@@ -26,6 +26,8 @@ from .rules import Rules as Rules
 from .views import Choice as Choice
 from .views import HookTaken as HookTaken
 from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
+from .wishes import ChangeRun as ChangeRun
+from .wishes import ClockTold as ClockTold
 
 Token = int
 """Pairs an effect with the event that answers it; unique within one run of one node."""
@@ -226,11 +228,9 @@ class Shutdown:
 
 
 Event = (
-    DeadlineReached | Received | LinkUp | LinkDown | KeyShared | HardStateSaved
-    | Appended | AppendFailed | Stored | EntriesRead
-    | Forgot | Damaged | Diverged
-    | HookArrived | StepFinished | WhoServes | FactsChanged | LoopLagged | Sealed | ChangeVoters | MoveLeadership
-    | RemoveNode | DiskProbed | Snapshot | Shutdown
+    DeadlineReached | Received | LinkUp | LinkDown | KeyShared | HardStateSaved | Appended | AppendFailed | Stored
+    | EntriesRead | Forgot | Damaged | Diverged | HookArrived | StepFinished | ChangeRun | ClockTold | WhoServes
+    | FactsChanged | LoopLagged | Sealed | ChangeVoters | MoveLeadership | RemoveNode | DiskProbed | Snapshot | Shutdown
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ MEANING = Meaning(
     subject,
     opens=lambda fact: fact.kind == "hook",
     ends=lambda fact: fact.kind == "run.done",
+    reopens=lambda fact: fact.kind == "run.retry",
     key=lambda fact: digest_of(str(fact.body["key"])) if fact.kind == "hook" else None,
 )
 """What a checkpoint must know of the fold of workflows."""

@@ -29,7 +29,9 @@ from .events import (
     Answer,
     Appended,
     AppendFailed,
+    ChangeRun,
     ChangeVoters,
+    ClockTold,
     Damaged,
     DeadlineReached,
     Deposed,
@@ -64,7 +66,7 @@ from .events import (
     WhoServes,
 )
 from .folding import fold
-from .forgetting import make_pruning
+from .forgetting import copy_look, make_pruning
 from .ids import NodeId, Term
 from .inference.placement import Placement
 from .ledger.care import Care
@@ -95,6 +97,7 @@ from .wire import (
 from .workflows.intake import Intake
 from .workflows.journal import Journal
 from .workflows.run import Runs
+from .workflows.schedule import Schedule
 
 Handler = Callable[[Event, float], list[Output]]
 Turn = tuple[int | None, Handler]
@@ -110,8 +113,8 @@ TICKET_SHIFT = 32
 """Boot counter << 32: no life forwards so many webhooks, and the boot counter has room for another 31 bits."""
 MEMBERSHIP, ELECTION, HANDOVER = 0, 1, 6
 """Places in the list of deadlines."""
-TIMERS_OF_NOTES = (3, 4, 5, 6)
-"""Places of intake, runs, reconfigure and handover: of those that hear notes, the ones with deadlines."""
+TIMERS_OF_NOTES = (3, 4, 5, 6, 9)
+"""Places of intake, runs, reconfigure, handover, schedule: of those that hear notes, the ones with deadlines."""
 ASKED = (WhoServes, Snapshot, Shutdown)
 """Events that the hall itself answers."""
 BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
@@ -121,18 +124,15 @@ BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
 class Node:
     def __init__(self, setup: Setup, rng: Random, now: float) -> None:
         tokens, life, sync_s = itertools.count(1), setup.hard.incarnation, setup.timings.sync_s
-        self.me = setup.me
-        self.cluster = setup.cluster
-        self._rules = setup.rules
-        self._votes_lost = setup.votes_lost
+        self.me, self.cluster = setup.me, setup.cluster
+        self._rules, self._votes_lost = setup.rules, setup.votes_lost
         self._waiting: deque[Send] = deque(maxlen=HELD_BACK_MAX)
         self.reconcile = Reconcile(
             setup.heads, sync_s, tokens, lambda: config_id(self.election.voters), life, lambda: self.election.leader
         )
         held = self.reconcile.held
         self.care = Care(setup.me, setup.log, held, self._digest, tokens, setup.lost, setup.damaged, setup.rules)
-        incarnation = life << INCARNATION_SHIFT
-        guards = Guards(loop_lag=setup.rules.lag_discard)
+        incarnation, guards = life << INCARNATION_SHIFT, Guards(loop_lag=setup.rules.lag_discard)
         self.membership = Membership(setup.me, setup.facts, incarnation, setup.timings, rng, self._digest, now, guards)
         fitness = Fitness(setup.timings, tokens, now)
         self.election = Election(
@@ -156,22 +156,24 @@ class Node:
         fold(self.journal, ledger)
         durable, last_ticket = self.replicate.is_durable, life << TICKET_SHIFT
         self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
-        self.runs = Runs(self.journal, setup.workflows, setup.attempts_max, rng, tokens)
+        self.schedule = Schedule(self.journal, setup.workflows, setup.agenda, tokens)
         self.placement = Placement(setup.me)
         self.pruning = make_pruning(
             self.membership, self.election, self.reconcile, self.care, setup.retention, tokens, setup.rules, now, ledger
         )
+        copied = copy_look(self.membership, self.pruning)
+        self.runs = Runs(self.journal, setup.workflows, setup.patience, rng, tokens, copied)
         self.removals = Removals(self.membership, lambda: self.election.voters.voters, tokens, ledger, now)
         timed = (
             self.membership, self.election, self.reconcile, self.intake, self.runs, self.reconfigure, self.handover,
-            self.care, self.pruning,
+            self.care, self.pruning, self.schedule,
         )  # fmt: skip
         self._deadlines = [decider.deadline for decider in timed]
         self._due = [deadline() for deadline in self._deadlines]
         """Each decider's deadline; it moves only when the decider is handed an event or a note."""
         handlers: tuple[Handler, ...] = (
             self.membership.handle, self.election.handle, self._reconcile, self.intake.handle, self.runs.handle,
-            self._reconfigure, self._handover, self._care, self.pruning.handle,
+            self._reconfigure, self._handover, self._care, self.pruning.handle, self.schedule.handle,
         )  # fmt: skip
         self._timed: tuple[Turn, ...] = tuple(enumerate(handlers))
         self._routes = self._table()
@@ -213,7 +215,7 @@ class Node:
     # routing -------------------------------------------------------------------------------------------------
     def _table(self) -> dict[type, tuple[Turn, ...]]:
         """Who hears of what, in order. What is not listed concerns nobody."""
-        members, election, reconcile, intake, runs, voters, handover, care, pruning = self._timed
+        members, election, reconcile, intake, runs, voters, handover, care, pruning, schedule = self._timed
         replicate: Turn = (None, self._replicate)
         removals: Turn = (None, self.removals.handle)
         told, confirms, compare = ((None, handle) for _, handle in (pruning, intake, reconcile))  # no deadline moves
@@ -234,12 +236,13 @@ class Node:
             **dict.fromkeys((MoveLeadership, DiskProbed), (handover,)),
             Appended: (compare, care, replicate, confirms, voters, handover, told, removals),
             Stored: (reconcile, care, replicate, confirms, voters, handover),
-            AppendFailed: (replicate, intake, runs, handover, pruning, removals),
+            AppendFailed: (replicate, intake, runs, handover, pruning, schedule, removals),
             **dict.fromkeys((RemoveNode, KeyShared, Twin), (removals,)),
             Forgot: (pruning,),
             EntriesRead: (reconcile, care),
             **dict.fromkeys((Damaged, Diverged), (care,)),
-            StepFinished: (runs,),
+            **dict.fromkeys((StepFinished, ChangeRun), (runs,)),
+            ClockTold: (schedule,),
             FactsChanged: (handover, (None, self._advise)),
             LoopLagged: (members, handover),
             Shutdown: (members, election),
@@ -346,13 +349,9 @@ class Node:
             self.pruning.grew(note.facts)
             left = self.removals.grew(note.facts, now)
         outputs = (
-            left
-            + self._voters_note(note, now)
-            + self.replicate.note(note)
-            + self.intake.note(note)
-            + self.runs.note(note, now)
-            + self.handover.note(note, now)
-        )
+            left + self._voters_note(note, now) + self.replicate.note(note) + self.intake.note(note)
+            + self.runs.note(note, now) + self.schedule.note(note, now) + self.handover.note(note, now)
+        )  # fmt: skip
         for timer in TIMERS_OF_NOTES:
             self._due[timer] = self._deadlines[timer]()
         return outputs

@@ -23,6 +23,7 @@ def picture(node: Node, now: float) -> View:
     voters = election.voters.voters
     members = node.membership.views(voters, now)
     heads = node.reconcile.heads()
+    runs, copying = node.journal.runs.values(), node.runs.copying_s(now)
     alive = sum(m.voter and m.state == "alive" for m in members)
     return View(
         me=node.me,
@@ -42,6 +43,12 @@ def picture(node: Node, now: float) -> View:
         handovers=node.handover.count,
         slowest_write_s=fitness.slowest_s(now),
         stretch=fitness.stretch(now),
+        dead=sum(run.state == "failed" and run.hook is not None for run in runs),
+        asking=sum(run.asks != "" for run in runs),
+        services=node.runs.services(now),
+        copying=len(copying),
+        copying_s=max(copying, default=0.0),
+        clockless=node.schedule.clockless,
     )
 
 

@@ -10,6 +10,8 @@ from .events import Fact, HardState, Rules
 from .ids import LogId, NodeId
 from .ledger.pruning import Retention
 from .wire import Facts, Head, Span
+from .workflows.flight import Patience
+from .workflows.schedule import Agenda
 from .workflows.workflow import Workflow
 
 
@@ -25,7 +27,8 @@ class Setup:
     heads: tuple[Head, ...] = ()
     ledger: Iterable[Fact] = ()
     workflows: Mapping[str, Workflow] = field(default_factory=dict)
-    attempts_max: int = 8
+    patience: Patience = field(default_factory=Patience)
+    agenda: Agenda = field(default_factory=Agenda)
     rules: Rules = field(default_factory=Rules)
     retention: Retention = field(default_factory=Retention)
     log: LogId | None = None

@@ -33,6 +33,7 @@ from .ledger.archive import VOTES_LOST
 from .ledger.connection import is_corrupt
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
+from .node import Node
 from .wire import Member
 
 log = logging.getLogger("piclusterd")
@@ -52,6 +53,8 @@ REACH_EVERY_S = 0.5
 CLOCK_EVERY_S = 10.0
 """Between two looks at whether the clock was set."""
 TIMESYNC = Path("/run/systemd/timesync/synchronized")
+COPY_TOLD_S = 60.0
+"""An urgent run that waits so long for the relay's copy is worth a line in the health list."""
 
 
 def calm_collector() -> None:
@@ -149,6 +152,16 @@ def ledger_flags(ledger: LedgerWriter, votes: str) -> tuple[str, ...]:
         "votes-lost": bool(votes),
     }
     return tuple(flag for flag, holds in signs.items() if holds)
+
+
+def run_flags(node: Node, now: float) -> tuple[str, ...]:
+    """What keeps the runs of this coordinator waiting, for all to see."""
+    signs = {
+        "copy-waits": max(node.runs.copying_s(now), default=0.0) >= COPY_TOLD_S,
+        "clock-unset": node.schedule.clockless,
+    }
+    ailing = (f"service-{service.name}" for service in node.runs.services(now))
+    return (*(flag for flag, holds in signs.items() if holds), *ailing)
 
 
 def losses(name: str, state: Path, ledger: str, votes: str) -> list[str]:

@@ -32,11 +32,23 @@ class RunView:
     workflow: str
     title: str
     state: str
-    """open, done, failed or ignored."""
+    """open, done, failed (a dead letter), ignored or cancelled."""
     step: str
     attempts: int
     detail: str
     hlc: int
+    asks: str = ""
+    """What it asks a person; "" where it waits for nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """A service outside that is left alone for `waits_s` after `failures` failures in a row, the last for `why`."""
+
+    name: str
+    failures: int
+    waits_s: float
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,18 @@ class View:
     """The slowest write of late, decaying."""
     stretch: float = 1.0
     """What that multiplies this node's election timeout by."""
+    dead: int = 0
+    """Runs that were given up and can be retried."""
+    asking: int = 0
+    """Runs that wait for a person."""
+    services: tuple[ServiceView, ...] = ()
+    """Those that are left alone now (the coordinator knows)."""
+    copying: int = 0
+    """Urgent runs that wait until the relay outside holds a copy (the coordinator knows)."""
+    copying_s: float = 0.0
+    """How long the first of them has waited."""
+    clockless: bool = False
+    """The schedule waits for this node's clock to be set (the coordinator knows)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ FAILED, UNREACHABLE, USAGE, INTERRUPTED = 1, 3, 64, 130
 COMMANDS = {
     "init": "setup", "join": "setup", "token": "setup", "config": "setup",
     "status": "status", "models": "status", "events": "status", "chat": "chat",
-    "node": "node", "voter": "voter", "ca": "ca",
-    "coordinator": "coordinator", "ledger": "ledger", "backup": "backup", "recover": "backup",
+    "node": "node", "voter": "voter", "ca": "ca", "coordinator": "coordinator", "jobs": "jobs",
+    "ledger": "ledger", "backup": "backup", "recover": "backup",
     "doctor": "doctor", "hub": "hub", "selftest": "selftest",
 }  # fmt: skip
 """Command → the module of this room that has it."""

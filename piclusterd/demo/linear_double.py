@@ -42,7 +42,7 @@ except ImportError:  # pragma: no cover
 SCHEMA_VARIABLE = "PICLUSTER_LINEAR_SCHEMA"
 SCHEMA_NEAR_CHECKOUT = Path(__file__).parents[2].parent / "shared/fixtures/linear/schema.graphql"
 DEMO_KEY = "lin_api_demo"
-OPERATIONS = ("issueUpdate", "commentCreate", "issueLabels", "issue", "comment")
+OPERATIONS = ("issueUpdate", "commentCreate", "issueLabels", "issues", "issue", "comment")
 """Root fields that are resolved."""
 QUOTA = {
     "x-ratelimit-requests-limit": "2500",
@@ -192,9 +192,12 @@ class LinearDouble(Workspace):
         for name in OPERATIONS:
             # two blanks: a root field, as the client writes its documents; deeper ones stand further right
             if re.search(rf"^  {name}\(", document, re.MULTILINE):
-                arguments = ("id", "input") if name != "issueLabels" else ()
+                arguments = ("id", "input", "first", "after") if name != "issueLabels" else ()
+                told = {k: variables[k] for k in arguments if k in variables}
+                if name == "issues":
+                    told["filter"] = {"updatedAt": {"gt": variables["since"]}}
                 try:
-                    found = roots[name](None, **{k: variables[k] for k in arguments if k in variables})
+                    found = roots[name](None, **told)
                     data[name] = _plain(found, variables.get("team"))
                 except Refusal as refusal:
                     return 200, {"data": None, "errors": [_error(refusal)]}

@@ -87,10 +87,24 @@ class Workspace:
         return {
             "issue": lambda info, id: self._shown(self._find(id)),
             "comment": self._comment,
+            "issues": self._issues_page,
             "issueLabels": lambda info, **arguments: {"nodes": []},  # every label here is the team's own
             "issueUpdate": self._issue_update,
             "commentCreate": self._comment_create,
         }
+
+    def _issues_page(
+        self, info: Any, filter: Mapping[str, Any], first: int = 50, after: str | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """Newest change first; a cursor is the id of the last issue before it."""
+        since = datetime.fromisoformat(filter["updatedAt"]["gt"])
+        found = [issue for issue in self._issues.values() if datetime.fromisoformat(issue.updated_at) > since]
+        found.sort(key=lambda issue: (issue.updated_at, issue.number), reverse=True)
+        start = next((n for n, issue in enumerate(found, start=1) if issue.id == after), 0)
+        page, more = found[start : start + first], len(found) > start + first
+        cursor = page[-1].id if page else None
+        nodes = [{**self._shown(issue), "botActor": None, "creator": {"id": PERSON["id"]}} for issue in page]
+        return {"nodes": nodes, "pageInfo": {"hasNextPage": more, "endCursor": cursor}}
 
     def _comment(self, info: Any, id: str) -> dict[str, Any]:
         comment = self._comments.get(id)
@@ -149,6 +163,7 @@ class Workspace:
             "identifier": issue.identifier,
             "title": issue.title,
             "description": issue.description,
+            "createdAt": issue.created_at,
             "updatedAt": issue.updated_at,
             "priority": issue.priority,
             "trashed": issue.trashed or None,

@@ -1,7 +1,8 @@
-"""Linear's GraphQL API: the actuator that holds the token. It knows three operations and refuses every other.
+"""Linear's GraphQL API: the actuator that holds the token. It knows four operations and refuses every other.
 
     CallOut ──perform──▶ issue_context   issue, its labels, the labels it may get            (query)
                          issue_update    look again ─▶ issueUpdate of what is still unset     (query, mutation)
+                         issues_since    a page of what changed, newest first                 (query)
                          comment_create  commentCreate ─conflict─▶ is that one ours? ─▶ done  (mutation, query)
 
 Owns: one HTTP session, and the moment until which Linear wants to be left alone (until then it refuses by itself).
@@ -20,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import aiohttp
@@ -27,11 +29,13 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UserError
-from .linear_answers import LinearRefused, data_of, pause_of
+from .linear_answers import LinearRefused, data_of, pause_of, sent_ms
 from .outcome import CallFailed
 
 TIMEOUT_S = 20.0  # of one request; Linear answers in under a second, a Pi's uplink may not
 RESPONSE_BYTES_MAX = 1024 * 1024  # one issue with its description is at most a few hundred kilobytes
+PAGE_ISSUES = 50  # Linear's own default; a page then costs some hundreds of the 3,000,000 points an hour
+PAGE_LABELS = 20
 LABELS_MAX = 100  # labels read of one issue or one team; ten times what people use
 
 ISSUE_CONTEXT = """
@@ -60,7 +64,20 @@ COMMENT_GLANCE = """
 query CommentGlance($id: String!) {
   comment(id: $id) { id issue { id identifier } }
 }"""
-DOCUMENTS = (ISSUE_CONTEXT, ISSUE_GLANCE, ISSUE_UPDATE, COMMENT_CREATE, COMMENT_GLANCE)
+ISSUES_SINCE = """
+query IssuesSince($since: DateTimeOrDuration!, $first: Int!, $after: String, $labels: Int!) {
+  issues(filter: { updatedAt: { gt: $since } }, orderBy: updatedAt, first: $first, after: $after) {
+    nodes {
+      id identifier title priority trashed createdAt
+      state { type }
+      creator { id }
+      botActor { id }
+      labels(first: $labels) { nodes { id name } }
+    }
+    pageInfo { hasNextPage endCursor }
+  }
+}"""
+DOCUMENTS = (ISSUE_CONTEXT, ISSUE_GLANCE, ISSUE_UPDATE, COMMENT_CREATE, COMMENT_GLANCE, ISSUES_SINCE)
 """Everything this client ever sends; a test validates each against the public schema."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
@@ -86,6 +103,11 @@ class _Comment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issue: Id
     id: Id
     body: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class _Since(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    since_ms: Annotated[int, Meta(ge=0)]
+    after: Annotated[str, Meta(max_length=200)] = ""
 
 
 T = TypeVar("T")
@@ -117,6 +139,8 @@ class LinearClient:
         self._timeout_s = timeout_s
         self._clock = clock
         self._quiet_until = 0.0
+        self._sent_ms = 0
+        """When Linear sent its newest answer, by its own clock."""
 
     async def close(self) -> None:
         if self._own is not None:
@@ -132,6 +156,8 @@ class LinearClient:
                 return await self.issue_context(_checked(arguments, _Context))
             case "issue_update":
                 return await self.issue_update(_checked(arguments, _Update))
+            case "issues_since":
+                return await self.issues_since(_checked(arguments, _Since))
             case "comment_create":
                 return await self.comment_create(_checked(arguments, _Comment))
             case _:
@@ -169,6 +195,17 @@ class LinearClient:
         names = {"priority": "priority", "addedLabelIds": "label"}
         return done or {"changed": [names[field] for field in wanted]}
 
+    async def issues_since(self, ask: _Since) -> dict[str, Any]:
+        """Issues that changed after `since_ms`: `{issues, created, more, now_ms}`; `more`: cursor of the next page.
+
+        `issues` have the fields that a webhook of their creation would have and that workflows read; `created` and
+        `now_ms` are milliseconds of Linear's clock.
+        """
+        since = datetime.fromtimestamp(ask.since_ms / 1000, UTC).isoformat(timespec="milliseconds")
+        variables = {"since": since, "first": PAGE_ISSUES, "after": ask.after or None, "labels": PAGE_LABELS}
+        page = await self._query(ISSUES_SINCE, variables, _page_of)
+        return {**page, "now_ms": self._sent_ms or ask.since_ms}
+
     async def comment_create(self, comment: _Comment) -> dict[str, Any]:
         """Comment once per `comment.id`, subscribing nobody. `{"comment": id, "repeated": bool}`."""
         fields = {"id": comment.id, "issueId": comment.issue, "body": comment.body, "doNotSubscribeToIssue": True}
@@ -204,6 +241,7 @@ class LinearClient:
         except (TimeoutError, aiohttp.ClientError, OSError) as fault:
             raise CallFailed("Linear did not answer:", type(fault).__name__, retryable=True) from fault
         pause_s = pause_of(headers)
+        self._sent_ms = sent_ms(headers) or self._sent_ms
         if pause_s is not None:
             self._quiet_until = max(self._quiet_until, self._clock() + pause_s)
         data = data_of(status, answer, pause_s)
@@ -279,6 +317,31 @@ def _seen_of(data: dict[str, Any]) -> dict[str, Any]:
     if issue["trashed"]:
         return {"missing": True}
     return {"priority": int(issue["priority"]), "labels": _labels(issue["labels"]["nodes"])}
+
+
+def _page_of(data: dict[str, Any]) -> dict[str, Any]:
+    nodes, page = data["issues"]["nodes"], data["issues"]["pageInfo"]
+    created = [datetime.fromisoformat(node["createdAt"]) for node in nodes]
+    return {
+        "issues": [_hook_data(node) for node in nodes],
+        "created": [int(at.timestamp() * 1000) for at in created],
+        "more": str(page["endCursor"] or "") if page["hasNextPage"] else "",
+    }
+
+
+def _hook_data(node: Mapping[str, Any]) -> dict[str, Any]:
+    """An issue as `IssueWebhookPayload` would have it, as far as anybody reads it."""
+    return {
+        "id": str(node["id"]),
+        "identifier": str(node["identifier"]),
+        "title": str(node["title"]),
+        "priority": int(node["priority"]),
+        "labels": _labels(node["labels"]["nodes"]),
+        "state": {"type": str(node["state"]["type"])},
+        "creatorId": (node["creator"] or {}).get("id"),
+        "botActor": node["botActor"],
+        "trashed": node["trashed"],
+    }
 
 
 def _labels(nodes: Any) -> list[dict[str, str]]:

@@ -114,6 +114,14 @@ def pause_of(headers: Mapping[str, str]) -> float | None:
     return max(pauses, default=None)
 
 
+def sent_ms(headers: Mapping[str, str]) -> int:
+    """When the answer was sent, by the sender's clock; 0 where it does not say."""
+    try:
+        return int(email.utils.parsedate_to_datetime(headers["Date"]).timestamp() * 1000)
+    except (KeyError, ValueError):
+        return 0
+
+
 def _number(text: str | None) -> float | None:
     try:
         number = float(text or "")
@@ -125,10 +133,7 @@ def _number(text: str | None) -> float | None:
 def _until(headers: Mapping[str, str], name: str) -> float:
     """Seconds from the answer's `Date` to the epoch milliseconds in the header `name`."""
     reset_ms = _number(headers.get(name))
-    try:
-        sent = email.utils.parsedate_to_datetime(headers["Date"]).timestamp()
-    except (KeyError, ValueError):
+    sent = sent_ms(headers)
+    if reset_ms is None or not sent:
         return PAUSE_DEFAULT_S
-    if reset_ms is None:
-        return PAUSE_DEFAULT_S
-    return min(max(reset_ms / 1000 - sent, 1.0), PAUSE_MAX_S)
+    return min(max((reset_ms - sent) / 1000, 1.0), PAUSE_MAX_S)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+NUMBER_MAX = 1e300  # beyond it a float is about to overflow; no provider counts so far
 ID_MAX = 200  # characters of a delivery id; GUIDs have 36, and the key is stored and gossiped
 
 _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -111,6 +112,22 @@ def dedupe_key(source: str, headers: Mapping[str, str], body: bytes) -> str:
     return f"github:{delivery}:{hashed}" if source == "github" else f"{source}:{hashed}"
 
 
+def event_key(source: str, headers: Mapping[str, str], event: Mapping[str, Any], body: bytes) -> str:
+    """The key under which the cluster knows one event, made of signed content only: `event` is the `body`, decoded.
+
+    A thing is created once at Linear, however the news of it is worded or whoever found out (`workflows.reconcile`).
+    GitHub's GUID is under no signature: with it, whoever kept a signed body could have it worked on again.
+    """
+    data = event.get("data")
+    created = (
+        data.get("id") if source == "linear" and event.get("action") == "create" and isinstance(data, dict) else ""
+    )
+    kind = event.get("type")
+    if isinstance(created, str) and _PLAIN.fullmatch(created) and isinstance(kind, str) and _PLAIN.fullmatch(kind):
+        return f"linear:create:{kind}:{created}"
+    return f"github:{hashlib.sha256(body).hexdigest()}" if source == "github" else dedupe_key(source, headers, body)
+
+
 def delivery_id(source: str, headers: Mapping[str, str], body: bytes) -> str:
     """The provider's own id of the delivery, or "" when it is absent, too long or not printable ASCII."""
     provider = PROVIDERS.get(source)
@@ -132,6 +149,40 @@ def body_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def strict_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object that says one thing to everybody who reads it. Raises ValueError for all others.
+
+    Refused: what is no object, no UTF-8, nested past Python's limit, has a name twice, half of a surrogate pair, or a
+    number that overflows. Of such a body two readers may make two different events.
+    """
+    try:
+        text = body.decode("utf-8-sig")
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_names
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return value
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it has a name twice")
+    return found
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if abs(number) > NUMBER_MAX:
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> None:

@@ -42,6 +42,8 @@ class Meaning:
     """Does it begin its subject?"""
     ends: Callable[[Fact], bool]
     """Does it end its subject?"""
+    reopens: Callable[[Fact], bool]
+    """Does it open its subject again, where it is newer than what ended it?"""
     key: Callable[[Fact], bytes | None]
     """Digest by which a redelivery of what the fact says is known again; None where there is no such thing."""
 
@@ -61,7 +63,6 @@ class _Trace(NamedTuple):
 
     about: str | None
     opens: bool
-    ends: bool
     key: bytes | None
 
 
@@ -102,15 +103,17 @@ def plan(facts: Iterable[Fact], log: LogId, upto: int, meaning: Meaning) -> Plan
     """What a checkpoint of `log` after seq `upto` keeps, given all that the ledger tells (`store.facts`)."""
     before: dict[int, _Trace] = {}
     outlived: dict[str | None, None] = {}
-    ended: dict[str | None, None] = {}
+    turned: dict[str | None, tuple[tuple[int, LogId, int], bool]] = {}
+    """Subject → the newest entry that ended it or opened it again, and which of the two it was."""
     hlcs: list[int] = []
     carried: list[Seen] = []
     newest = 0
     for fact in facts:
         hlcs.append(fact.hlc)
-        trace = _Trace(meaning.subject(fact), meaning.opens(fact), meaning.ends(fact), meaning.key(fact))
-        if trace.ends:
-            ended[trace.about] = None
+        trace = _Trace(meaning.subject(fact), meaning.opens(fact), meaning.key(fact))
+        if (ends := meaning.ends(fact)) or meaning.reopens(fact):
+            turn = (fact.order, ends)
+            turned[trace.about] = max(turn, turned.get(trace.about, turn))
         if fact.log == log and fact.seq <= upto:
             before[fact.seq] = trace
             newest = max(newest, fact.hlc)
@@ -120,7 +123,7 @@ def plan(facts: Iterable[Fact], log: LogId, upto: int, meaning: Meaning) -> Plan
     standing = outlived | {trace.about: None for trace in before.values() if trace.opens}
 
     def kept(trace: _Trace) -> bool:
-        is_open = trace.about in standing and trace.about not in ended
+        is_open = trace.about in standing and not (trace.about in turned and turned[trace.about][1])
         return trace.about is None or (trace.about != "" and (is_open or (trace.about in outlived and not trace.opens)))
 
     keep = tuple(seq for seq, trace in before.items() if kept(trace))

@@ -134,6 +134,11 @@ class Pruning:
     def deadline(self) -> float:
         return self._due
 
+    def said(self, node: NodeId, places: Iterable[tuple[LogId, int]]) -> bool:
+        """Did `node` tell that it holds the entries at these (log, seq)?"""
+        told = {head.log: head.seq for head in self._told.get(node, ())}
+        return all(told.get(log, 0) >= seq for log, seq in places)
+
     # what is told --------------------------------------------------------------------------------------------
     def _replay(self, ledger: Iterable[Fact]) -> None:
         """What the disk tells at the start comes log by log, not in order of time."""

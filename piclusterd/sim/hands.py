@@ -223,7 +223,8 @@ class SimHands:
     def _model(self, actor: Actor, ask: Ask) -> None:
         delay = self._rng.uniform(0.05, 0.8)
         failed = self._rng.random() < 0.1
-        value = {"text": f"P{self._rng.randrange(4)}", "model": "sim", "node": f"pi-{actor.number}"}
+        text = self._world.service.says(f"P{self._rng.randrange(4)}")
+        value = {"text": text, "model": "sim", "node": f"pi-{actor.number}"}
         outcome = StepFinished(ask.token, error="the model died") if failed else StepFinished(ask.token, value=value)
         self._world.deliver_in(delay, actor, outcome)
 
@@ -235,8 +236,10 @@ class SimHands:
             if fate < 0.1:
                 outcome = StepFinished(call.token, error="503", retry_after_s=1.0)
             else:
-                self._world.checks.acted(call.run, call.operation, call.key)
-                value = self._world.service.perform(call.run, call.operation, call.key)
+                service = self._world.service
+                if call.operation not in service.reads:
+                    self._world.checks.acted(call.run, call.operation, call.key)
+                value = service.perform(call.run, call.operation, call.key, call.arguments)
                 outcome = StepFinished(call.token, value=value)
             if fate > 0.1:  # between 0.1 and 0.2 the effect happens and the reply is lost
                 outcome = StepFinished(call.token, error="timeout") if fate < 0.2 else outcome

@@ -9,8 +9,11 @@ from typing import Any
 from ..events import Ticket
 from ..ids import NodeId, RunId, Term, uuid4_of
 from ..wire import Hook
-from ..workflows.workflow import AskModel, Call, Finish, Results, Step
+from ..workflows.flight import Patience
+from ..workflows.workflow import AskModel, Call, Finish, Results, Step, Workflow
 
+PATIENCE = Patience(attempts_max=1000)
+"""Of rehearsed runs: none is given up in a storm."""
 WINDOW = 32
 """Webhooks the hub has under way at once (as the forwarder)."""
 
@@ -61,29 +64,6 @@ class Hub:
             self.outbox.pop(seq, None)
 
 
-class Service:
-    """As Linear: an effect whose client-made id is known already is refused, so it happens once."""
-
-    def __init__(self, forgetful: bool = False) -> None:
-        """`forgetful` (an ablation): it does not look at keys, and does everything it is asked."""
-        self._done: dict[str, RunId] = {}
-        self._forgetful = forgetful
-
-    def perform(self, run: RunId, operation: str, key: str) -> Mapping[str, Any]:
-        key += f"/{len(self._done)}" if self._forgetful else ""
-        first = key not in self._done
-        if operation == "comment":
-            self._done.setdefault(key, run)
-        return {"first": first}
-
-    def effects(self) -> dict[str, int]:
-        """Run → comments made for it."""
-        count: dict[str, int] = {}
-        for run in self._done.values():
-            count[run] = count.get(run, 0) + 1
-        return count
-
-
 class Rehearsed:
     """A workflow of the shape of triage, without its prose."""
 
@@ -100,6 +80,40 @@ class Rehearsed:
         if "comment" not in results:
             return Call("comment", "service", "comment", {"issue": hook.key}, uuid4_of(run, "comment"))
         return Finish("done", str(results["classify"]["text"]))
+
+
+class Service:
+    """As Linear: an effect whose client-made id is known already is refused, so it happens once.
+
+    And what the runs that call it are made of. A test may put another in its place, before the world opens.
+    """
+
+    reads: tuple[str, ...] = ()
+    """Operations that change nothing."""
+
+    def __init__(self, forgetful: bool = False) -> None:
+        """`forgetful` (an ablation): it does not look at keys, and does everything it is asked."""
+        self._done: dict[str, RunId] = {}
+        self._forgetful = forgetful
+        self.workflows: Mapping[str, Workflow] = {"rehearsed": Rehearsed()}
+
+    def says(self, priority: str) -> str:
+        """The model's words for a priority."""
+        return priority
+
+    def perform(self, run: RunId, operation: str, key: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        key += f"/{len(self._done)}" if self._forgetful else ""
+        first = key not in self._done
+        if operation == "comment":
+            self._done.setdefault(key, run)
+        return {"first": first}
+
+    def effects(self) -> dict[str, int]:
+        """Run → comments made for it."""
+        count: dict[str, int] = {}
+        for run in self._done.values():
+            count[run] = count.get(run, 0) + 1
+        return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@
                                             POST   /admin/tokens        {ttl_s, uses, role} → 201 {token, id, server, …}
                                             GET    /admin/tokens        what is outstanding, never a secret
                                             DELETE /admin/tokens/{id}   204, or 404
+                                            GET    /admin/jobs/{run}    what the ledger says of a run
+                                            POST   /admin/jobs          {what, run} → the run as it is then
     anybody   ──TCP──────────────────────▶  /admin/*: 403
                                             GET    /status.json         the same as /admin/view: reading is free
 
@@ -25,6 +27,7 @@ from aiohttp.typedefs import Handler
 from ..errors import NotFound, Refused, UserError
 from ..events import LeaderChanged
 from ..ids import NodeId
+from ..views import RunView
 from ..wire import Voters
 from .health import finite
 
@@ -70,6 +73,34 @@ class MoveWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
 
 
+class JobWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/jobs`: what is to become of a run."""
+
+    what: Literal["retry", "cancel", "approve", "reject"]
+    run: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """One entry about a run: when (milliseconds of the hybrid clock), by which coordinator, and what it says."""
+
+    at_ms: int
+    node: str
+    term: int
+    kind: str
+    step: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobShown:
+    """`view` is None for a run that is not among the newest."""
+
+    run: str
+    view: RunView | None
+    lines: tuple[JobLine, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenMade:
     """The one time the secret is shown. `server` is the `host:port` to join at."""
@@ -106,6 +137,9 @@ class AdminDoors:
     """Who is a member no more."""
     rotate_ca: Callable[[bool], Awaitable[Any]]
     """Begin or finish; {stage, waiting}."""
+    show_job: Callable[[str], Awaitable[JobShown]]
+    change_job: Callable[[JobWish], Awaitable[RunView]]
+    """The run as it is once that is on W ledgers."""
 
 
 def as_json(value: object) -> Any:
@@ -178,8 +212,17 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
         wish = _decoded(await request.read() or b"{}", RotateWish, '{"finish": false}')
         return web.json_response(as_json(await doors.rotate_ca(wish.finish)))
 
+    async def show_job(request: web.Request) -> web.Response:
+        return web.json_response(as_json(await doors.show_job(request.match_info["run"])))
+
+    async def change_job(request: web.Request) -> web.Response:
+        wish = _decoded(await request.read(), JobWish, '{"what": "retry", "run": "<id>"}')
+        return web.json_response(as_json(await doors.change_job(wish)))
+
     return [
         web.get("/status.json", show),
+        web.get("/admin/jobs/{run:[0-9a-f]{32}}", owner_only(show_job)),
+        web.post("/admin/jobs", owner_only(change_job)),
         web.get("/admin/view", owner_only(show)),
         web.post("/admin/voters", owner_only(change_voters)),
         web.post("/admin/coordinator", owner_only(move_leadership)),

@@ -98,6 +98,7 @@ class Doors:
     """Why the ledger takes no writes; "" while it does."""
     secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Webhook secrets by source."""
+    lists: hooks.Lists = field(default_factory=hooks.Lists)
     api_keys: frozenset[str] = frozenset()
     """Bearer keys of /v1 and /api; empty: open."""
     allowed_hosts: tuple[str, ...] = ()
@@ -119,7 +120,7 @@ def make_app(doors: Doors) -> web.Application:
     app.add_routes(health.routes(doors.view, doors.edge, doors.ledger_fault, doors.release, doors.wall))
     app.add_routes(metrics.routes(doors.view, doors.meters))
     app.add_routes(stream.routes(doors.bus))
-    app.add_routes(hooks.routes(doors.secrets, doors.take_hook, doors.meters))
+    app.add_routes(hooks.routes(doors.secrets, doors.take_hook, doors.meters, doors.lists))
     app.add_routes(admin.routes(doors.admin, page.picture))
     app.add_routes(doors.extra_routes)
     app.on_response_prepare.append(_put_headers)

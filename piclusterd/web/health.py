@@ -47,6 +47,7 @@ from ..views import MemberView, View
 
 FULL_SHARE = 0.92
 """Of memory: past it a Pi begins to swap to its card, and everything on it crawls."""
+SERVICE_FLAG = "service-"
 NO_EDGE: Mapping[str, Any] = {"url": None, "connected": False, "last_seq": None}
 
 Severity = Literal["fault", "warning", "note"]
@@ -79,6 +80,10 @@ FLAGS: Mapping[str, tuple[Severity, str, str, str]] = {
                    "It fetches them from the other nodes; keep those up, and plan for a new disk."),
     "ledger-mended": ("note", "mended its ledger", "its disk had lost or spoiled entries; other nodes gave them back",
                       "Replace its disk should this be told again after a restart."),
+    "copy-waits": ("warning", "keeps urgent runs open", "the relay outside holds no copy of them yet",
+                   "Bring the relay back, or remove it; the runs end by themselves then."),
+    "clock-unset": ("warning", "does not know the time", "its clock was never synchronised, so its schedule waits",
+                    "Let it reach an NTP server (timedatectl says more)."),
     "votes-lost": ("warning", "does not vote", "its vote record is lost", "Its log says how to give it back."),
 }  # fmt: skip
 """What a node flags of itself (`board.sensors`, `upkeep`), in words: what, why, fix. Heat is told from its figure."""
@@ -102,8 +107,11 @@ def findings(view: View, edge: Mapping[str, Any] = NO_EDGE) -> list[Finding]:
     """Everything worth a person's eye, worst first."""
     called = names(view)
     found = list(_of_cluster(view, called, edge))
+    found += _of_runs(view)
     for member in view.members:
         found += _of_member(member, called[member.node])
+        if member.node != view.me and member.state == "alive":
+            found += _of_services(member, called[member.node])
     rank: dict[Severity, int] = {"fault": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda finding: rank[finding.severity])
 
@@ -136,6 +144,38 @@ def _of_cluster(view: View, called: Mapping[NodeId, str], edge: Mapping[str, Any
     releases = sorted({member.facts.release for member in view.members if member.state == "alive"} - {""})
     if len(releases) > 1:
         yield Finding("note", "", "Nodes run different releases", ", ".join(releases), "Upgrade the older nodes.")
+
+
+def _of_runs(view: View) -> Iterator[Finding]:
+    if view.dead:
+        runs = "1 run was" if view.dead == 1 else f"{view.dead} runs were"
+        yield Finding(
+            "warning", "", f"{runs} given up", "each has its reason in `picluster jobs ls --state failed`",
+            "Mend the cause, then `picluster jobs retry RUN`, or `cancel` it.",
+        )  # fmt: skip
+    if view.asking:
+        runs = "1 run waits" if view.asking == 1 else f"{view.asking} runs wait"
+        yield Finding(
+            "note", "", f"{runs} for your word", "what it would do is not done without a person",
+            "See `picluster jobs ls`, then `picluster jobs approve|reject RUN`.",
+        )  # fmt: skip
+    for service in view.services:
+        yield Finding(
+            "warning", view.name, f"{service.name} is left alone",
+            f"{service.failures} calls in a row failed, the last one so: {service.why}",
+            f"Runs wait and lose nothing; the next try is in {ago(service.waits_s)}.",
+        )  # fmt: skip
+
+
+def _of_services(member: MemberView, name: str) -> Iterator[Finding]:
+    """What another node, which coordinates, says of the services outside."""
+    for flag in member.facts.flags:
+        if flag.startswith(SERVICE_FLAG):
+            service = flag.removeprefix(SERVICE_FLAG)[:32]
+            yield Finding(
+                "warning", name, f"{service} is left alone", f"calls of {name} failed in a row",
+                f"Runs wait and lose nothing. {name}'s own page says why.",
+            )  # fmt: skip
 
 
 def _of_member(member: MemberView, name: str) -> Iterator[Finding]:

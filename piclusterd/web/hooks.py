@@ -2,10 +2,12 @@
 
     provider ──POST /hooks/{source}──▶ raw body ──▶ hook_of (signature, key) ──▶ take_hook ──▶ W ledgers ──▶ 200
                                                         │ Refused: 401                │ Unavailable: 503, sender retries
+                                                        └ not on the lists: 202, logged, nothing kept
 
 Promises: 200 means durable on W ledgers. Refuses, with nothing stored: bodies over 1 MiB (413), sources it does not
-know (404), bodies whose signature does not match (401). No freshness window: a hook may rightly be a day late, and
-what protects from replays is the key made of signed content. `hook_of` is also the hub's path into the cluster.
+know (404), bodies whose signature does not match (401), bodies that are no plain JSON object (400). No freshness
+window: a hook may rightly be a day late, and what protects from replays is the key made of signed content. `hook_of` is
+also the hub's path into the cluster.
 
 Source: research on Linear, GitHub and Notion deliveries; signatures in `integrations.signatures`.
 """
@@ -14,10 +16,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
-from ..errors import NotFound, PiclusterError, Refused, Unavailable
+from ..errors import NotFound, PiclusterError, Refused, Unavailable, UserError
 from ..events import HookTaken
 from ..integrations import signatures
 from ..wire import HOOK_BYTES_MAX, Hook
@@ -34,17 +38,34 @@ UNCONFIGURED_RETRY_S = 3600.0
 EVENT_HEADERS = {"linear": "linear-event", "github": "x-github-event"}
 
 
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Whose GitHub events are taken, and which; empty: all that are signed. The lists are the owner's, not secrets."""
+
+    repos: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
+
+
+class Ignored(PiclusterError):
+    """Signed, and not on the lists: it is neither kept nor sent again."""
+
+    status = 202
+
+
 class Unsigned(Refused):
     """The signature is missing or wrong: 401, so that the provider's delivery log shows the real cause."""
 
     status = 401
 
 
-def hook_of(source: str, headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Hook:
+def hook_of(
+    source: str, headers: Mapping[str, str], body: bytes, secrets: Sequence[str], lists: Lists = Lists()
+) -> Hook:
     """The verified event in a provider's request, however it came here.
 
     Raises `NotFound` for an unknown source, `Unavailable` without secrets, `Unsigned` (a `Refused`) for a signature
-    that does not match, `Refused` for a body over `BODY_BYTES_MAX`.
+    that does not match, `Refused` for a body over `BODY_BYTES_MAX`, `UserError` for one that is no plain JSON object,
+    `Ignored` for one that is not on `lists`.
     """
     if source not in signatures.PROVIDERS:
         raise NotFound(f"no webhooks of {source[:EVENT_CHARS_MAX]!r}", f"known are {', '.join(signatures.PROVIDERS)}")
@@ -61,29 +82,53 @@ def hook_of(source: str, headers: Mapping[str, str], body: bytes, secrets: Seque
             f"the signature of this {source} webhook does not hold", verdict.value,
             f"Compare the secret at {source} with [webhooks] {source}_secret_file.",
         )  # fmt: skip
-    return Hook(source, signatures.dedupe_key(source, headers, body), event_name(source, headers, body), body)
+    try:
+        event = signatures.strict_object(body)
+    except ValueError as fault:
+        raise UserError(f"this {source} webhook is not a plain JSON object", str(fault)) from None
+    name = event_name(source, headers, event)
+    if source == "github":
+        _check_lists(lists, name, event)
+    return Hook(source, signatures.event_key(source, headers, event, body), name, body)
 
 
-def event_name(source: str, headers: Mapping[str, str], body: bytes) -> str:
+def _check_lists(lists: Lists, name: str, event: Mapping[str, Any]) -> None:
+    repository = event.get("repository")
+    told = repository.get("full_name") if isinstance(repository, dict) else None
+    if lists.events and name not in lists.events:
+        raise Ignored(f"GitHub's event {name!r} is not taken", "it is not in [webhooks] github_events")
+    if lists.repos and told not in lists.repos:
+        shown = str(told)[:EVENT_CHARS_MAX]
+        raise Ignored(f"events of the repository {shown!r} are not taken", "it is not in [webhooks] github_repos")
+
+
+def event_name(source: str, headers: Mapping[str, str], event: Mapping[str, Any]) -> str:
     """What happened, in the provider's word. Signed content first: a header is the sender's claim only.
 
     GitHub signs no event name, so its header is all there is. "" where none is told.
     """
-    told = None if source == "github" else signatures.body_object(body).get("type")
+    told = None if source == "github" else event.get("type")
     if not isinstance(told, str):
         told = signatures.header(headers, EVENT_HEADERS.get(source, "")) or ""
     return told[:EVENT_CHARS_MAX] if told.isprintable() else ""
 
 
 def routes(
-    secrets: Mapping[str, Sequence[str]], take_hook: Callable[[Hook], Awaitable[HookTaken]], meters: Meters
+    secrets: Mapping[str, Sequence[str]],
+    take_hook: Callable[[Hook], Awaitable[HookTaken]],
+    meters: Meters,
+    lists: Lists = Lists(),
 ) -> list[web.RouteDef]:
     async def arrive(request: web.Request) -> web.Response:
         source = request.match_info["source"]
         label = source if source in signatures.PROVIDERS else "unknown"
         try:
             body = await _raw_body(request)
-            taken = await take_hook(hook_of(source, request.headers, body, secrets.get(source, ())))
+            taken = await take_hook(hook_of(source, request.headers, body, secrets.get(source, ()), lists))
+        except Ignored as why:
+            meters.webhooks.labels(label, "ignored").inc()
+            log.info("webhook of %s ignored: %s", label, why)
+            return web.json_response({"stored": False, "ignored": str(why)}, status=why.status)
         except PiclusterError as fault:
             result = "refused" if fault.status < 429 else "unavailable"
             meters.webhooks.labels(label, result).inc()

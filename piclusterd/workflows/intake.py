@@ -35,7 +35,7 @@ from ..events import (
 from ..ids import LogId, NodeId, Term
 from ..wire import ForwardHook, Hook, HookStored, PeerMessage
 from .journal import Journal, hook_record
-from .workflow import Workflow
+from .workflow import Workflow, wanted_by
 
 FORWARD_TIMEOUT_S = 10.0
 """A forwarded event not answered by then is refused; its sender comes again."""
@@ -142,18 +142,11 @@ class Intake:
         if self._journal.known(hook.key) is not None:
             self._confirming.append((hook.key, caller))
             return self._confirm()
-        name, title = self._wanted_by(hook)
+        name, title = wanted_by(self._workflows, hook)
         token = next(self._tokens)
         self._appending[token] = (hook.key, [caller])
         self._by_key[hook.key] = token
         return [Append(token, (hook_record(hook, name, title, term),))]
-
-    def _wanted_by(self, hook: Hook) -> tuple[str, str]:
-        for name, workflow in self._workflows.items():
-            title = workflow.wants(hook)
-            if title is not None:
-                return name, title
-        return "", ""
 
     def _confirm(self) -> list[Output]:
         """Answer the senders of events that already stand in the ledger, once W voters hold them."""

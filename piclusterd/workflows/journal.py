@@ -3,7 +3,8 @@
     hook      {source, key, event, body, workflow, title}   a verified event; `workflow` names the run it causes
     run.intent{run, step, attempt}                          before an act
     run.result{run, step, value}                            after it
-    run.done  {run, outcome, detail}                        closes it
+    run.done  {run, outcome, detail, step?, marks?}         closes it; "failed" is a dead letter: it keeps its event
+    run.retry {run, step}                                   opens a dead letter again, at the step that failed
 
 A checkpoint (`log.checkpoint`, told by `folding`) takes out of the fold what it ended: the webhooks before it in its
 log that it does not keep, and those whose digest it has seen, by which a redelivery is known again. So the fold of a
@@ -11,7 +12,8 @@ pruned ledger is that of the whole one, and a late copy of an old webhook opens 
 
 Entries may arrive in any order and more than once, so every field is chosen by rank, not by arrival. Where two results
 of one step exist, the one with the higher (term, log, seq) wins: a coordinator only asks again for a result it does not
-hold after its recovery barrier, so an older one was never on W ledgers and nothing was done with it.
+hold after its recovery barrier, so an older one was never on W ledgers and nothing was done with it. Of two ends
+the one that is no failure wins: what was done, or cancelled by a person, is never opened again.
 """
 
 from __future__ import annotations
@@ -21,14 +23,20 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from ..events import Fact, Record
-from ..ids import LogId, RunId, Term, run_id
+from ..ids import LogId, NodeId, RunId, Term, run_id
 from ..views import RunView
 from ..wire import Hook
 
 Rank = tuple[Term, LogId, int]
+NEVER: Rank = (-1, LogId(NodeId(""), 0), 0)
+"""Below every rank."""
 
 DETAIL_CHARS_MAX = 500
+HLC_BITS = 16
+"""Of an entry's hybrid clock below its milliseconds."""
 SEEN_BYTES = 16
 """Of a webhook's digest (`ledger.checkpoint` says what it is good for)."""
 SEEN_MAX = 65_536
@@ -62,20 +70,55 @@ class Run:
     workflow: str = ""
     title: str = ""
     hook: Hook | None = None
-    """The event; dropped when the run is done, to keep memory for open ones."""
+    """The event; dropped when the run is done, to keep memory for open ones and dead letters."""
     hook_rank: Rank | None = None
     hlc: int = 0
     results: dict[str, tuple[Rank, Mapping[str, Any]]] = field(default_factory=dict)
     intents: dict[str, int] = field(default_factory=dict)
     """Step → highest attempt recorded."""
+    asked: str = ""
+    question: str = ""
+    """What a person was asked last, and the step that did."""
     done: tuple[Rank, str, str] | None = None
+    failed_at: str = ""
+    """The step at which it was given up."""
+    retried: Rank | None = None
+    again: dict[str, Rank] = field(default_factory=dict)
+    """Step → the retry before which its result does not count."""
+
+    @property
+    def final(self) -> bool:
+        """Nothing opens it again."""
+        return self.done is not None and self.done[1] != "failed"
+
+    @property
+    def state(self) -> str:
+        """open, done, failed, ignored or cancelled."""
+        if self.done is None or (not self.final and self.retried is not None and self.retried > self.done[0]):
+            return "open"
+        return self.done[1]
+
+    @property
+    def asks(self) -> str:
+        """What it waits for a person to say; "" where it waits for nobody."""
+        return self.question if self.open and self.question and self.asked not in self.results else ""
 
     @property
     def open(self) -> bool:
-        return self.done is None and self.hook is not None
+        return self.hook is not None and self.state == "open"
 
     def values(self) -> dict[str, Mapping[str, Any]]:
-        return {step: value for step, (_, value) in self.results.items()}
+        return {step: value for step, (rank, value) in self.results.items() if rank > self.again.get(step, NEVER)}
+
+    @property
+    def newest(self) -> str:
+        """The step whose result came last; "" where there is none."""
+        return max(((rank, step) for step, (rank, _) in self.results.items()), default=(NEVER, ""))[1]
+
+    def places(self) -> list[tuple[LogId, int]]:
+        """Where its event and its results stand."""
+        ranks = [rank for rank, _ in self.results.values()]
+        return [rank[1:] for rank in (*ranks, *([self.hook_rank] if self.hook_rank else ()))]
 
 
 class Journal:
@@ -83,6 +126,12 @@ class Journal:
         self.hooks: dict[str, HookEntry] = {}
         self.runs: dict[RunId, Run] = {}
         """Also what was told of a run whose webhook is not: it has no `hook_rank` and is not shown."""
+        self.marks: dict[str, int] = {}
+        """Service → milliseconds of its clock up to which a reconciliation has seen all that it sent."""
+        self.newest: dict[str, int] = {}
+        """Source → when its newest event was sent, in milliseconds: by its own clock where it signs one."""
+        self.scheduled: dict[str, int] = {}
+        """Line of the schedule → the newest minute for which it ran."""
         self._ends: dict[LogId, End] = {}
 
     def open_runs(self) -> list[RunId]:
@@ -132,6 +181,10 @@ class Journal:
             return
         workflow = str(fact.body.get("workflow", ""))
         run = run_id(workflow, hook.key) if workflow else None
+        self.newest[hook.source] = max(sent_ms(hook) or fact.hlc >> HLC_BITS, self.newest.get(hook.source, 0))
+        if hook.source == "schedule":
+            _, line, minute = hook.key.split(":")
+            self.scheduled[line] = max(int(minute), self.scheduled.get(line, 0))
         known = self.hooks.get(hook.key)
         if known is None or fact.order < known.rank:
             self.hooks[hook.key] = HookEntry(fact.order, run)
@@ -142,7 +195,7 @@ class Journal:
         if entry.hook_rank is None or fact.order < entry.hook_rank:
             entry.hook_rank, entry.workflow, entry.hlc = fact.order, workflow, fact.hlc
             entry.title = str(fact.body.get("title", ""))
-            entry.hook = hook if entry.done is None else None
+            entry.hook = None if entry.final else hook
 
     def _step(self, fact: Fact) -> None:
         body = fact.body
@@ -151,16 +204,29 @@ class Journal:
         match fact.kind:
             case "run.intent":
                 run.intents[step] = max(int(body.get("attempt", 1)), run.intents.get(step, 0))
+                if "asks" in body:
+                    run.asked, run.question = step, str(body["asks"])
             case "run.result":
                 known = run.results.get(step)
                 if known is None or fact.order > known[0]:
                     run.results[step] = (fact.order, body["value"])
             case "run.done":
-                if run.done is None or fact.order > run.done[0]:
-                    run.done = (fact.order, str(body["outcome"]), str(body.get("detail", "")))
-                    run.hook = None
+                self._end(run, fact)
+            case "run.retry":
+                run.retried = max(fact.order, run.retried or NEVER)
+                run.again[step] = max(fact.order, run.again.get(step, NEVER))
             case _:
                 pass  # a newer release's kind: kept in the ledger, of no meaning here
+
+    def _end(self, run: Run, fact: Fact) -> None:
+        outcome, detail = str(fact.body["outcome"]), str(fact.body.get("detail", ""))
+        if run.done is None or (outcome != "failed", fact.order) > (run.final, run.done[0]):
+            run.done = (fact.order, outcome, detail)
+            run.failed_at = str(fact.body.get("step", ""))
+        if run.final:
+            run.hook = None
+        for service, ms in fact.body.get("marks", {}).items():
+            self.marks[service] = max(ms, self.marks.get(service, 0))
 
     def _run(self, run: RunId) -> Run:
         return self.runs.setdefault(run, Run(run))
@@ -169,7 +235,7 @@ class Journal:
         """The newest `most` runs, newest first."""
         told = [run for run in self.runs.values() if run.hook_rank is not None]
         rows = sorted(told, key=lambda run: (run.hlc, run.run), reverse=True)[:most]
-        return tuple(_view(run) for run in rows)
+        return tuple(view_of(run) for run in rows)
 
 
 def _joined(one: End, other: End) -> End:
@@ -189,7 +255,7 @@ def subject(fact: Fact) -> str | None:
     if fact.kind == "hook":
         workflow = str(fact.body.get("workflow", ""))
         return run_id(workflow, str(fact.body["key"])) if workflow else ""
-    if fact.kind in ("run.intent", "run.result", "run.done"):
+    if fact.kind in ("run.intent", "run.result", "run.done", "run.retry"):
         return str(fact.body["run"])
     return "" if fact.kind in TAKEN_FOR_GRANTED else None
 
@@ -210,8 +276,23 @@ def hook_of(body: Mapping[str, Any]) -> Hook:
     return Hook(str(body["source"]), str(body["key"]), str(body["event"]), bytes(body["body"]))
 
 
-def _view(run: Run) -> RunView:
-    state = "open" if run.done is None else run.done[1]
-    step = next(reversed(run.intents), "") if run.done is None else ""
-    detail = run.done[2][:DETAIL_CHARS_MAX] if run.done else ""
-    return RunView(run.run, run.workflow, run.title, state, step, max(run.intents.values(), default=0), detail, run.hlc)
+class _Stamp(msgspec.Struct):
+    webhookTimestamp: int = 0  # Linear's spelling
+
+
+def sent_ms(hook: Hook) -> int:
+    """When the provider sent `hook`, milliseconds by its clock and under its signature; 0 where it does not say."""
+    if hook.source != "linear":
+        return 0
+    try:
+        return msgspec.json.decode(hook.body, type=_Stamp).webhookTimestamp
+    except (ValueError, RecursionError):
+        return 0
+
+
+def view_of(run: Run) -> RunView:
+    state, ended = run.state, run.state != "open"
+    step = "" if ended else next(reversed(run.intents), "")
+    detail = run.done[2][:DETAIL_CHARS_MAX] if run.done and ended else ""
+    tries, asks = max(run.intents.values(), default=0), run.asks[:DETAIL_CHARS_MAX]
+    return RunView(run.run, run.workflow, run.title, state, step, tries, detail, run.hlc, asks)

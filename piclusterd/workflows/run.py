@@ -6,24 +6,32 @@ has a key) or a result (go on).
 
     next() ─▶ Append(intent) ─Durable─▶ Ask | CallOut ─StepFinished─▶ Append(result) ─Durable─▶ next() … Append(done)
                                              │ error: wait (full jitter, Retry-After) and act again; then give up
+              Approve: a person's answer, or the end of its time, is the result      Take: events and result at once
+              urgent Finish: once the relay outside holds the run's entries
+
+A run that gave up is a dead letter: it keeps its event and its reason, and a person may open it again at the step that
+failed. A person may also cancel a run. Services that fail in a row are left alone (`breaker`); meanwhile nobody's tries
+are used up. Runs that wait for a person or a copy stand aside and keep nobody from work.
 
 Invariants: no act before its intent is on W ledgers, no next step before the result is; nothing is acted on for a run
-that is done; an outcome whose token is not in flight (an older term's) is dropped.
+that is done or cancelled; an outcome whose token is not in flight (an older term's) is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
+from ..errors import NotFound, PiclusterError, Unavailable, UserError
 from ..events import (
     Activated,
+    Answer,
     Append,
     AppendFailed,
     Ask,
     CallOut,
+    ChangeRun,
     DeadlineReached,
     Deposed,
     Durable,
@@ -36,9 +44,12 @@ from ..events import (
     StepFinished,
     Token,
 )
-from ..ids import RunId, Term
-from .journal import Journal
-from .workflow import AskModel, Call, Finish, Workflow
+from ..ids import LogId, RunId, Term
+from ..views import ServiceView
+from .breaker import Breaker
+from .flight import ASIDE, Flight, Patience, Phase
+from .journal import Journal, Run, hook_record, view_of
+from .workflow import Approve, AskModel, Call, Finish, Take, Workflow, wanted_by
 
 ACTIVE_MAX = 8
 """Runs worked on side by side; a Pi's model answers few at a time, the rest wait in order."""
@@ -46,20 +57,10 @@ ACT_TIMEOUT_S = 300.0
 """An act with no outcome by then counts as failed and is tried again (a Pi 4 needs minutes for a long prompt)."""
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 300.0
-
-Phase = Literal["intent", "acting", "waiting", "result", "done"]
-
-
-@dataclass(slots=True)
-class Flight:
-    """One run in progress on this coordinator."""
-
-    run: RunId
-    phase: Phase
-    token: Token
-    step: AskModel | Call | None = None
-    attempt: int = 1
-    due: float = float("inf")
+COPY_LOOK_S = 1.0
+"""Between two looks whether the relay holds a copy; they cost nothing but the look."""
+TIMEOUT_SAYS = "nobody, in time"
+"""Who rejected what no person answered."""
 
 
 class Runs:
@@ -67,22 +68,35 @@ class Runs:
         self,
         journal: Journal,
         workflows: Mapping[str, Workflow],
-        attempts_max: int,
+        patience: Patience,
         rng: Random,
         tokens: Iterator[Token],
+        copied: Callable[[Sequence[tuple[LogId, int]]], bool] = lambda places: True,
     ) -> None:
+        """`copied(places)`: the relay outside holds these entries, or there is none."""
         self._journal = journal
         self._workflows = workflows
-        self._attempts_max = attempts_max
+        self._patience = patience
         self._rng = rng
         self._tokens = tokens
+        self._copied = copied
         self._term: Term | None = None
         self._flights: dict[RunId, Flight] = {}
         self._by_token: dict[Token, Flight] = {}
+        self._breakers: dict[str, Breaker] = {}
 
+    # looks ---------------------------------------------------------------------------------------------------
     @property
     def in_flight(self) -> int:
         return len(self._flights)
+
+    def services(self, now: float) -> tuple[ServiceView, ...]:
+        """Those that are left alone now."""
+        return tuple(breaker.view(now) for breaker in self._breakers.values() if breaker.open)
+
+    def copying_s(self, now: float) -> list[float]:
+        """How long each urgent run has waited for its copy."""
+        return [now - flight.since for flight in self._flights.values() if flight.phase == "copying"]
 
     def deadline(self) -> float:
         return min([f.due for f in self._flights.values()]) if self._flights else float("inf")
@@ -91,10 +105,13 @@ class Runs:
         match event:
             case StepFinished(token) if token in self._by_token:
                 return self._outcome(self._by_token[token], event, now)
-            case AppendFailed(token) if token in self._by_token:
+            case AppendFailed(token, why) if token in self._by_token:
                 flight = self._by_token[token]
                 flight.step = None  # nothing was recorded: ask the journal again where we are
-                return self._wait(flight, None, now)
+                told = self._answer(flight, Unavailable("nothing was changed", why, "See `picluster status`."))
+                return [*told, *self._wait(flight, None, now)]
+            case ChangeRun():
+                return self._change(event, now)
             case DeadlineReached():
                 late = [f for f in self._flights.values() if f.due <= now]
                 return [out for flight in late for out in self._due(flight, now)]
@@ -107,10 +124,7 @@ class Runs:
                 self._term = term
                 return self._fill(now)
             case Deposed():
-                self._term = None
-                self._flights.clear()
-                self._by_token.clear()
-                return []
+                return self._drop()
             case Durable(token) if token in self._by_token:
                 return self._recorded(self._by_token[token], now)
             case LedgerGrew(facts) if any(fact.kind == "hook" for fact in facts):
@@ -118,105 +132,237 @@ class Runs:
             case _:
                 return []
 
+    def _drop(self) -> list[Output]:
+        self._term = None
+        out = [o for flight in self._flights.values() for o in self._answer(flight, _not_here())]
+        self._flights.clear()
+        self._by_token.clear()
+        self._breakers.clear()
+        return out
+
     # starting ------------------------------------------------------------------------------------------------
     def _fill(self, now: float) -> list[Output]:
         """Take up open runs while there is room."""
-        if self._term is None or len(self._flights) >= ACTIVE_MAX:
+        if self._term is None or self._busy() >= ACTIVE_MAX:
             return []
         out: list[Output] = []
         for run in self._journal.open_runs():
-            if len(self._flights) >= ACTIVE_MAX:
+            if self._busy() >= ACTIVE_MAX:
                 break
             if run not in self._flights:
                 self._flights[run] = Flight(run, "waiting", 0)
-                out += self._advance(self._flights[run])
+                out += self._advance(self._flights[run], now)
         return out
 
-    def _advance(self, flight: Flight) -> list[Output]:
+    def _busy(self) -> int:
+        return sum(flight.phase not in ASIDE for flight in self._flights.values())
+
+    def _advance(self, flight: Flight, now: float) -> list[Output]:
         """The workflow's next step, its intent first."""
         run = self._journal.standing(flight.run)
         if run is None:  # a checkpoint ended it: it was done elsewhere
             return self._land(flight)
         workflow = self._workflows.get(run.workflow)
         if workflow is None:
-            return self._finish(flight, Finish("failed", f"this release knows no workflow {run.workflow!r}"))
-        if run.hook is None:
+            return self._finish(flight, Finish("failed", f"this release knows no workflow {run.workflow!r}"), now)
+        if run.hook is None or not run.open:
             return self._land(flight)
         step = workflow.next(flight.run, run.hook, run.values())
-        if isinstance(step, Finish):
-            return self._finish(flight, step)
-        flight.step, flight.attempt = step, 1
-        return self._record(flight, "intent", "run.intent", {"step": step.name, "attempt": 1})
+        match step:
+            case Finish():
+                return self._finish(flight, step, now)
+            case Take(name, hooks):
+                flight.step = None
+                known = self._journal.known
+                new = [h for h in {h.key: h for h in hooks}.values() if known(h.key) is None]
+                assert self._term is not None
+                found = [hook_record(h, *wanted_by(self._workflows, h), self._term) for h in new]
+                return self._record(flight, "result", "run.result", {"step": name, "value": {"taken": len(new)}}, found)
+            case Approve(name, question):
+                flight.step = step
+                asked = name in run.intents  # by an earlier coordinator, perhaps
+                body = {"step": name, "attempt": 1, "asks": question}
+                return self._ask_person(flight, now) if asked else self._record(flight, "intent", "run.intent", body)
+            case _:
+                flight.step, flight.attempt = step, 1
+                return self._record(flight, "intent", "run.intent", {"step": step.name, "attempt": 1})
 
-    def _finish(self, flight: Flight, finish: Finish) -> list[Output]:
-        moved = RunMoved(flight.run, self._journal.runs[flight.run].workflow, "finish", finish.outcome)
-        body = {"outcome": finish.outcome, "detail": finish.detail}
+    def _finish(self, flight: Flight, finish: Finish, now: float) -> list[Output]:
+        run = self._journal.runs[flight.run]
+        if finish.urgent and not self._copied(run.places()):
+            return self._await_copy(flight, finish, now)
+        moved = RunMoved(flight.run, run.workflow, "finish", finish.outcome)
+        body: dict[str, Any] = {"outcome": finish.outcome, "detail": finish.detail}
+        if finish.outcome == "failed":
+            body["step"] = flight.step.name if flight.step else run.newest
+        if finish.marks:
+            body["marks"] = dict(finish.marks)
         return [moved, *self._record(flight, "done", "run.done", body)]
+
+    # standing aside ------------------------------------------------------------------------------------------
+    def _await_copy(self, flight: Flight, finish: Finish, now: float) -> list[Output]:
+        first = flight.phase != "copying"
+        self._retoken(flight, "copying")
+        flight.finish, flight.since = finish, now if first else flight.since
+        flight.due = now + COPY_LOOK_S
+        workflow = self._journal.runs[flight.run].workflow
+        return [RunMoved(flight.run, workflow, "copy", "waits for the relay")] if first else []
+
+    def _ask_person(self, flight: Flight, now: float) -> list[Output]:
+        """A new coordinator begins the time anew: an answer may come late, never too early."""
+        self._retoken(flight, "asking")
+        flight.since, flight.due = now, now + self._patience.approval_s
+        return []
+
+    def _decided(self, flight: Flight, approved: bool, by: str) -> list[Output]:
+        assert isinstance(flight.step, Approve)
+        value = {"approved": approved, "by": by}
+        moved = RunMoved(
+            flight.run, self._journal.runs[flight.run].workflow, flight.step.name,
+            f"{'approved' if approved else 'rejected'} by {by}",
+        )  # fmt: skip
+        return [moved, *self._record(flight, "result", "run.result", {"step": flight.step.name, "value": value})]
 
     # moving --------------------------------------------------------------------------------------------------
     def _recorded(self, flight: Flight, now: float) -> list[Output]:
         """What the flight waited for is on W ledgers."""
+        run = self._journal.standing(flight.run)
+        told = self._answer(flight, view_of(run) if run else _gone(flight.run)) if flight.tickets else []
         match flight.phase:
             case "intent":
-                return self._act(flight, now)
-            case "result":
-                out = self._advance(flight)
-                return out if flight.run in self._flights else [*out, *self._fill(now)]
+                out = self._act(flight, now)
+            case "result" | "retry":
+                out = self._advance(flight, now)
             case _:
-                return [*self._land(flight), *self._fill(now)]
+                out = self._land(flight)
+        has_room = flight.run not in self._flights or flight.phase in ASIDE
+        return [*told, *out, *(self._fill(now) if has_room else ())]
 
     def _act(self, flight: Flight, now: float) -> list[Output]:
         assert self._term is not None
-        self._retoken(flight, "acting")
-        flight.due = now + ACT_TIMEOUT_S
         match flight.step:
             case AskModel(_, request):
+                self._retoken(flight, "acting", now + ACT_TIMEOUT_S)
                 return [Ask(flight.token, flight.run, request)]
             case Call(_, service, operation, arguments, key):
+                breaker = self._breakers.setdefault(service, Breaker(service, self._rng))
+                if (wait_s := breaker.wait_s(now)) > 0:
+                    self._retoken(flight, "waiting", now + wait_s)
+                    return []
+                flight.probe = breaker.open
+                self._retoken(flight, "acting", now + ACT_TIMEOUT_S)
                 return [CallOut(flight.token, flight.run, service, operation, arguments, key, self._term)]
+            case Approve():
+                return self._ask_person(flight, now)
             case None:
                 return self._land(flight)
 
     def _outcome(self, flight: Flight, outcome: StepFinished, now: float) -> list[Output]:
-        assert flight.step is not None
-        if self._journal.standing(flight.run) is None:
+        assert isinstance(flight.step, AskModel | Call)
+        run = self._journal.standing(flight.run)
+        if run is None or not run.open:
             return self._land(flight)
-        moved = RunMoved(flight.run, self._journal.runs[flight.run].workflow, flight.step.name, outcome.error or "ok")
+        tried, flight.probe = not flight.probe, False
+        if isinstance(flight.step, Call):
+            self._judge(self._breakers[flight.step.service], outcome, now)
+        moved = RunMoved(flight.run, run.workflow, flight.step.name, outcome.error or "ok")
         if outcome.value is not None:
             body = {"step": flight.step.name, "value": dict(outcome.value)}
             return [moved, *self._record(flight, "result", "run.result", body)]
-        if not outcome.retryable or flight.attempt >= self._attempts_max:
+        if not outcome.retryable or (tried and flight.attempt >= self._patience.attempts_max):
             tries = f" after {flight.attempt} tries" if flight.attempt > 1 else ""
-            return [moved, *self._finish(flight, Finish("failed", f"{flight.step.name}: {outcome.error}{tries}"))]
-        return [moved, *self._wait(flight, outcome.retry_after_s, now)]
+            return [moved, *self._finish(flight, Finish("failed", f"{flight.step.name}: {outcome.error}{tries}"), now)]
+        waits = self._wait(flight, outcome.retry_after_s, now)
+        flight.attempt += tried
+        return [moved, *waits]
+
+    def _judge(self, breaker: Breaker, outcome: StepFinished, now: float) -> None:
+        """What a refusal is for is in the call; what passes is in the service."""
+        if outcome.value is not None or not outcome.retryable:
+            breaker.succeeded()
+        else:
+            breaker.failed(outcome.error or "", outcome.retry_after_s, now)
 
     def _wait(self, flight: Flight, retry_after_s: float | None, now: float) -> list[Output]:
         """Full jitter below an exponential ceiling, but never before the server said."""
         ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (flight.attempt - 1))
-        self._retoken(flight, "waiting")
-        flight.due = now + max(retry_after_s or 0.0, self._rng.uniform(0.0, ceiling))
+        self._retoken(flight, "waiting", now + max(retry_after_s or 0.0, self._rng.uniform(0.0, ceiling)))
         return []
 
     def _due(self, flight: Flight, now: float) -> list[Output]:
-        if flight.phase == "acting":
-            return self._outcome(flight, StepFinished(flight.token, error="no outcome in time"), now)
-        flight.attempt += 1
-        if flight.step is None:
-            return self._advance(flight)
-        return self._act(flight, now)
+        match flight.phase:
+            case "acting":
+                return self._outcome(flight, StepFinished(flight.token, error="no outcome in time"), now)
+            case "asking":
+                return self._decided(flight, False, TIMEOUT_SAYS)
+            case "copying":
+                assert flight.finish is not None
+                run = self._journal.standing(flight.run)
+                return self._finish(flight, flight.finish, now) if run and run.open else self._land(flight)
+            case _:
+                return self._advance(flight, now) if flight.step is None else self._act(flight, now)
 
     def _land(self, flight: Flight) -> list[Output]:
+        """Let go of it. Whoever waits for it learns what became of it."""
         self._by_token.pop(flight.token, None)
         self._flights.pop(flight.run, None)
-        return []
+        return self._answer(flight, _gone(flight.run))
+
+    # a person's word -----------------------------------------------------------------------------------------
+    def _change(self, change: ChangeRun, now: float) -> list[Output]:
+        run, flight = self._journal.standing(change.run), self._flights.get(change.run)
+        fault = _not_here() if self._term is None else self._objection(change, run, flight)
+        if fault is not None:
+            return [Answer(change.ticket, fault)]
+        flight = self._flights.setdefault(change.run, flight or Flight(change.run, "waiting", 0))
+        flight.tickets.append(change.ticket)
+        match change.what:
+            case "approve" | "reject":
+                return self._decided(flight, change.what == "approve", change.by)
+            case "cancel":
+                detail = f"cancelled by {change.by}"
+                return self._record(flight, "done", "run.done", {"outcome": "cancelled", "detail": detail})
+            case "retry":
+                assert run is not None
+                return self._record(flight, "retry", "run.retry", {"step": run.failed_at})
+
+    def _objection(self, change: ChangeRun, run: Run | None, flight: Flight | None) -> PiclusterError | None:
+        if run is None:
+            return _gone(change.run)
+        match change.what:
+            case "retry" if run.state != "failed" or flight is not None:
+                return UserError(f"this run is {run.state}", "only a run that failed can be tried again")
+            case "cancel" if run.final or (flight is not None and flight.phase == "done"):
+                return UserError(
+                    "this run has ended", f"it is {run.state}" if run.final else "its end is being written"
+                )
+            case "approve" | "reject" if flight is None or flight.phase != "asking":
+                return UserError("this run asks nobody", f"it is {run.state}", "See `picluster jobs show`.")
+            case _:
+                return None
+
+    def _answer(self, flight: Flight, value: object) -> list[Output]:
+        out: list[Output] = [Answer(ticket, value) for ticket in flight.tickets]
+        flight.tickets.clear()
+        return out
 
     # records -------------------------------------------------------------------------------------------------
-    def _record(self, flight: Flight, phase: Phase, kind: str, body: Mapping[str, Any]) -> list[Output]:
+    def _record(
+        self, flight: Flight, phase: Phase, kind: str, body: Mapping[str, Any], before: Sequence[Record] = ()
+    ) -> list[Output]:
         assert self._term is not None
         self._retoken(flight, phase)
-        return [Append(flight.token, (Record(kind, {"run": flight.run, **body}, self._term),))]
+        return [Append(flight.token, (*before, Record(kind, {"run": flight.run, **body}, self._term)))]
 
-    def _retoken(self, flight: Flight, phase: Phase) -> None:
+    def _retoken(self, flight: Flight, phase: Phase, due: float = float("inf")) -> None:
         self._by_token.pop(flight.token, None)
-        flight.token, flight.phase, flight.due = next(self._tokens), phase, float("inf")
+        flight.token, flight.phase, flight.due = next(self._tokens), phase, due
         self._by_token[flight.token] = flight
+
+
+def _gone(run: RunId) -> NotFound:
+    return NotFound(f"there is no run {run}", "it never was, or it ended and the ledger let it go")
+
+
+def _not_here() -> Unavailable:
+    return Unavailable("no coordinator can do this now", "an election is open", "Try again.")

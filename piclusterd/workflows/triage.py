@@ -42,6 +42,8 @@ from .workflow import AskModel, Call, Finish, Results, Step
 
 PRIORITIES = {"P0": 1, "P1": 2, "P2": 3, "P3": 4}
 """Ours → Linear's (urgent, high, medium, low). 0 means "none" there and is never written."""
+URGENT = ("P0", "P1")
+"""Such a run ends only once the relay outside holds a copy of it."""
 CLOSED_STATES = frozenset({"completed", "canceled", "duplicate"})
 """`WorkflowState.type` of issues nobody waits for; names differ from team to team, types do not."""
 
@@ -186,7 +188,7 @@ class Triage:
             return Call("comment", "linear", "comment_create", {"issue": issue.id, "id": key, "body": body}, key)
         if results["comment"].get("missing"):
             return _GONE
-        return Finish("done", str(verdict))
+        return Finish("done", str(verdict), urgent=self._policy.copy_urgent and verdict.priority in URGENT)
 
     def _is_bots(self, event: _Event) -> bool:
         """True for what we or another bot created: answering those can loop."""

@@ -4,12 +4,14 @@ A run's whole memory is the ledger: the webhook that caused it and the result of
 again after every result, on whichever node coordinates by then, and must give the same step for the same results.
 
     hook ──▶ wants? ──▶ next({}) ──▶ AskModel("classify") ──▶ next({"classify": …}) ──▶ Call("update", …) … ──▶ Finish
+
+Besides a model and a service, a step may ask a person (`Approve`) or bring in events that never came (`Take`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ..ids import RunId
@@ -39,12 +41,39 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Approve:
+    """A person says yes or no (`picluster jobs approve|reject`); the result is `{"approved": bool, "by": str}`.
+
+    Nobody's answer within the time that the configuration gives is a no. `question` is shown as it stands.
+    """
+
+    name: str
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Events that a look at the service found: those that are not in the ledger yet are taken as if they had come.
+
+    The result is `{"taken": int}`. Events and result are one append: both are there, or none.
+    """
+
+    name: str
+    hooks: tuple[Hook, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
+    """The end. `urgent`: only once the relay outside the house, where there is one, holds a copy of the run."""
+
     outcome: Literal["done", "failed", "ignored"]
     detail: str = ""
+    urgent: bool = False
+    marks: Mapping[str, int] = field(default_factory=dict)
+    """Service → milliseconds of its own clock up to which we know all that it sent."""
 
 
-Step = AskModel | Call | Finish
+Step = AskModel | Call | Approve | Take | Finish
 
 
 class Workflow(Protocol):
@@ -55,3 +84,12 @@ class Workflow(Protocol):
         """A title for the run this event causes, or None where the workflow does not care for it."""
 
     def next(self, run: RunId, hook: Hook, results: Results) -> Step: ...
+
+
+def wanted_by(workflows: Mapping[str, Workflow], hook: Hook) -> tuple[str, str]:
+    """The first workflow that takes `hook` up, and the run's title; two empty texts where none does."""
+    for name, workflow in workflows.items():
+        title = workflow.wants(hook)
+        if title is not None:
+            return name, title
+    return "", ""

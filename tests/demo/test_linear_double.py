@@ -235,7 +235,7 @@ async def test_a_triage_leaves_one_update_and_one_comment_whatever_answers_are_l
         double.faults.extend(faults)
         finish = await run_to_its_end(double, client, Hook("linear", "k", "Issue", json.dumps(payload).encode()))
         await client.close()
-        assert finish == Finish("done", "bug P0: it is down")
+        assert finish == Finish("done", "bug P0: it is down", urgent=True)
         assert [effect.kind for effect in double.effects] == ["issue-update", "comment-create"]
         assert double.effects[0].change == {"priority": 1, "added_labels": ["Bug"]}
         assert double.violations == []

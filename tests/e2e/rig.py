@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from piclusterd.demo.cluster import Cluster, Member
+from piclusterd.demo.linear_double import LinearDouble
 from piclusterd.demo.outside import World
 from tests.cli.command import Result, environment
 
@@ -33,10 +34,17 @@ class Rig:
 
 @asynccontextmanager
 async def running(
-    root: Path, *, secret: str = "", hub: str = "python", linear_key: str = "", **options: Any
+    root: Path,
+    *,
+    secret: str = "",
+    hub: str = "python",
+    linear_key: str = "",
+    linear: LinearDouble | None = None,
+    **options: Any,
 ) -> AsyncIterator[Rig]:
     """A hub, a Linear and the daemons of `Cluster(**options)`, until left. `secret`: Linear's, as the nodes know it."""
     rig = Rig(World(root, hub), Cluster(root, **options))
+    rig.world.linear = linear or rig.world.linear
     rig.world.linear.key = linear_key or rig.world.linear.key
     try:
         await rig.world.start()

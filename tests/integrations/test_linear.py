@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,13 +11,15 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from piclusterd import ids
+from piclusterd import config, ids
 from piclusterd.demo.linear_double import Fault, FaultKind, LinearDouble, public_schema
 from piclusterd.demo.linear_workspace import Issue
 from piclusterd.errors import UserError
 from piclusterd.integrations import linear_answers
-from piclusterd.integrations.linear import DOCUMENTS, LinearClient
+from piclusterd.integrations.linear import DOCUMENTS, PAGE_ISSUES, LinearClient
 from piclusterd.integrations.outcome import CallFailed
+from piclusterd.wire import Hook
+from piclusterd.workflows.triage import Triage
 
 LABELS = ["Bug", "Feature", "Question", "Chore"]
 COMMENT = ids.uuid4_of("run", "comment")
@@ -106,6 +110,47 @@ async def test_a_deleted_issue_is_missing(
     else:
         double.delete(issue.id)
     assert await client.perform(operation, {"issue": issue.id}, "key") == {"missing": True}
+
+
+# issues_since --------------------------------------------------------------------------------------------------------
+async def test_what_changed_since_comes_page_by_page_newest_first(double: LinearDouble, client: LinearClient) -> None:
+    made_ = [made(double, labels=["Bug"] if n == 0 else []) for n in range(PAGE_ISSUES + 3)]
+    double.edit(made_[0].id, title="Newest")
+    found, after, pages = [], "", 0
+    while pages == 0 or after:
+        page = await client.perform("issues_since", {"since_ms": 0, "after": after}, "key")
+        found += page["issues"]
+        after, pages = page["more"], pages + 1
+    assert pages == 2
+    assert {issue["id"] for issue in found} == {issue.id for issue in made_}
+    (newest,) = [issue for issue in found if issue["title"] == "Newest"]
+    assert (newest["title"], newest["state"], newest["priority"]) == ("Newest", {"type": "triage"}, 0)
+    assert [label["name"] for label in newest["labels"]] == ["Bug"]
+    assert all(0 < at <= page["now_ms"] + 1000 for at in page["created"])
+
+
+async def test_nothing_changed_since_is_an_empty_page(double: LinearDouble, client: LinearClient) -> None:
+    made(double)
+    later = int(time.time() * 1000) + 60_000
+    page = await client.perform("issues_since", {"since_ms": later}, "key")
+    assert (page["issues"], page["created"], page["more"]) == ([], [], "")
+
+
+async def test_an_issue_that_was_asked_for_is_what_its_webhook_would_have_said(
+    double: LinearDouble, client: LinearClient
+) -> None:
+    """As far as triage reads it."""
+    payload = double.create_issue("Crash on start", labels=["Bug"], priority=2)
+    page = await client.perform("issues_since", {"since_ms": 0}, "key")
+    (told,) = page["issues"]
+    triage = Triage(config.Triage(), "m", "")
+    hooks = [
+        Hook("linear", "k", "Issue", json.dumps({"action": "create", "type": "Issue", "data": data}).encode())
+        for data in (payload["data"], told)
+    ]
+    assert len({triage.wants(hook) for hook in hooks}) == 1
+    for field in ("id", "identifier", "title", "priority", "creatorId"):
+        assert told[field] == payload["data"][field]
 
 
 # issue_update --------------------------------------------------------------------------------------------------------

@@ -9,10 +9,19 @@ import pytest
 from multidict import CIMultiDict
 
 from piclusterd.demo.signing import sign
-from piclusterd.integrations.signatures import Verdict, body_object, dedupe_key, delivery_id, verify
+from piclusterd.integrations.signatures import (
+    Verdict,
+    body_object,
+    dedupe_key,
+    delivery_id,
+    event_key,
+    strict_object,
+    verify,
+)
 
 SOURCES = ("linear", "github", "notion")
 BODY = b'{"id":"event-1"}'
+BODY_OBJECT = b'{"zen":"Keep it logically awesome."}'
 HEADER = {"linear": "Linear-Signature", "github": "X-Hub-Signature-256", "notion": "X-Notion-Signature"}
 
 
@@ -124,3 +133,49 @@ def test_a_body_that_is_no_object_reads_as_an_empty_one(body: bytes) -> None:
 
 def test_a_body_in_broken_utf8_is_still_read() -> None:
     assert body_object(b'\xef\xbb\xbf{"id":"e1","x":"\xff"}')["id"] == "e1"
+
+
+def event(source: str, body: bytes, delivery: str = "d1") -> str:
+    return event_key(source, sign(source, body, "s", delivery=delivery), strict_object(body), body)
+
+
+def test_a_creation_at_linear_is_one_event_however_the_news_is_worded() -> None:
+    first, retry = (
+        json.dumps({"type": "Issue", "action": "create", "data": {"id": "i1"}, "webhookTimestamp": n}).encode()
+        for n in (1, 2)
+    )
+    assert event("linear", first) == event("linear", retry) == "linear:create:Issue:i1"
+    update = first.replace(b"create", b"update")
+    assert event("linear", update) == dedupe_key("linear", {}, update)
+
+
+@pytest.mark.parametrize("data", [None, "i1", {}, {"id": 7}, {"id": ""}, {"id": "x" * 201}, {"id": "a\nb"}])
+def test_a_creation_of_nothing_that_has_a_name_is_known_by_its_body(data: Any) -> None:
+    body = json.dumps({"type": "Issue", "action": "create", "data": data}).encode()
+    assert event("linear", body) == dedupe_key("linear", {}, body)
+
+
+def test_a_github_body_is_worked_on_once_under_whatever_unsigned_guid_it_comes() -> None:
+    assert event("github", BODY_OBJECT, "d1") == event("github", BODY_OBJECT, "d2")
+    assert event("github", BODY_OBJECT) != event("github", b'{"zen":"other"}')
+
+
+def test_notions_event_is_known_by_its_signed_id() -> None:
+    assert event("notion", b'{"id":"e1"}') == "notion:e1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"1", b"{", b'{"a":NaN}', b"[" * 200_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"a":1,"a":2}', b'{"a":{"b":1,"b":1}}', b'{"a":1e308}', b'{"a":-1e999}', b'{"a":"\\ud800"}', b'{"\xff":1}',
+    ],
+)  # fmt: skip
+def test_a_body_that_two_readers_may_read_differently_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (any reason)
+        strict_object(body)
+
+
+def test_a_plain_body_is_read_with_its_emoji_and_its_numbers() -> None:
+    body = '{"a":"😀 \\ud83d\\ude00","n":[1,2.5,-1e10]}'.encode()
+    assert strict_object(body) == {"a": "😀 😀", "n": [1, 2.5, -1e10]}

@@ -47,6 +47,7 @@ MEANING = Meaning(
     subject=lambda f: None if f.kind == "novelty" else str(f.body.get("run", "")),
     opens=lambda f: f.kind == "hook",
     ends=lambda f: f.kind == "done",
+    reopens=lambda f: f.kind == "retry",
     key=lambda f: digest(str(f.body["run"])) if f.kind == "hook" else None,
 )
 
@@ -122,3 +123,10 @@ def test_time_is_what_the_entries_tell_and_a_clock_that_jumps_counts_for_one_gap
     jumped = LedgerTime([at(day) for day in (0, 60, 60.1)], gap_s=DAY_S)
     assert jumped.age(at(0)) == pytest.approx(1.1 * DAY_S)
     assert LedgerTime([]).age(at(1)) == 0
+
+
+def test_what_was_opened_again_is_kept_until_it_ends_again() -> None:
+    facts = [fact(1, "hook", "x"), fact(2, "step", "x"), fact(3, "done", "x"), fact(4, "retry", "x")]
+    assert kept(*facts) == (1, 2, 3, 4)
+    assert kept(*facts, fact(5, "done", "x")) == ()
+    assert kept(*reversed(facts)) == (4, 3, 2, 1), "whatever came first"

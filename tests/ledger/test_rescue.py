@@ -329,7 +329,9 @@ async def test_two_starts_at_once_let_one_in(path: Path) -> None:
 
 async def test_a_checkpoint_and_its_pruning_go_through_the_writer(path: Path, peer: LedgerWriter) -> None:
     async with opened(path) as ledger:
-        keep_2 = Meaning(lambda f: None if f.seq == 2 else "", lambda f: False, lambda f: False, lambda f: None)
+        keep_2 = Meaning(
+            lambda f: None if f.seq == 2 else "", lambda f: False, lambda f: False, lambda f: False, lambda f: None
+        )
         (head,) = await ledger.heads()
         with pytest.raises(UserError, match="another log"):
             await ledger.add_checkpoint(LogId(head.origin, 7), head.seq, 0, keep_2)

@@ -371,7 +371,7 @@ def test_the_hub_keeps_what_was_not_taken_and_refuses_older_terms() -> None:
 def test_the_service_does_one_thing_for_one_key() -> None:
     service = Service()
     run = RunId("r" * 32)
-    assert service.perform(run, "comment", "key") == {"first": True}
-    assert service.perform(run, "comment", "key") == {"first": False}
-    service.perform(run, "update", "other")
+    assert service.perform(run, "comment", "key", {}) == {"first": True}
+    assert service.perform(run, "comment", "key", {}) == {"first": False}
+    service.perform(run, "update", "other", {})
     assert service.effects() == {run: 1}

@@ -10,11 +10,22 @@ from typing import Any
 
 import aiohttp
 
-from piclusterd.errors import PiclusterError
+from piclusterd.errors import NotFound, PiclusterError
 from piclusterd.events import HookTaken, LeaderChanged
 from piclusterd.ids import NodeId, RunId
 from piclusterd.views import MemberView, RunView, View
-from piclusterd.web.admin import AdminDoors, MoveWish, RemoveWish, TokenLine, TokenMade, TokenWish, VoterWish
+from piclusterd.web.admin import (
+    AdminDoors,
+    JobLine,
+    JobShown,
+    JobWish,
+    MoveWish,
+    RemoveWish,
+    TokenLine,
+    TokenMade,
+    TokenWish,
+    VoterWish,
+)
 from piclusterd.web.app import Doors, make_app, serve
 from piclusterd.web.stream import EventBus
 from piclusterd.wire import Facts, Head, Hook, ModelFacts, Voters
@@ -89,6 +100,8 @@ class Node:
         self.bus = EventBus(wall=lambda: WALL)
         self.edge: dict[str, Any] = {"url": "https://hub.example", "connected": True, "last_seq": 117}
         self.ledger_fault = ""
+        self.job_wishes: list[JobWish] = []
+        self.objection: PiclusterError | None = None
         self.tokens = {"k7f2": TokenLine("k7f2", 3500, 1)}
 
     async def view(self) -> View:
@@ -124,10 +137,25 @@ class Node:
     async def rotate_ca(self, finish: bool) -> dict[str, object]:
         return {"stage": "over" if finish else "announced", "waiting": []}
 
+    async def show_job(self, run: str) -> JobShown:
+        assert isinstance(self.picture, View)
+        shown = next((one for one in self.picture.runs if one.run == run), None)
+        if shown is None:
+            raise NotFound(f"there is no run {run}")
+        lines = (JobLine(int(WALL * 1000), "pi-1", 12, "run.result", "classify", HOSTILE),)
+        return JobShown(run, shown, lines)
+
+    async def change_job(self, wish: JobWish) -> RunView:
+        self.job_wishes.append(wish)
+        if self.objection is not None:
+            raise self.objection
+        assert isinstance(self.picture, View)
+        return next(one for one in self.picture.runs if one.run == wish.run)
+
     def doors(self, **changes: Any) -> Doors:
         admin = AdminDoors(
             self.create_token, self.list_tokens, self.revoke_token, self.change_voters, self.move_leadership,
-            self.remove_node, self.rotate_ca,
+            self.remove_node, self.rotate_ca, self.show_job, self.change_job,
         )  # fmt: skip
         told: dict[str, Any] = {
             "name": "pi-1",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from piclusterd.errors import Unavailable
-from piclusterd.views import View
+from piclusterd.views import ServiceView, View
 from piclusterd.web import health
 
 from .house import Node, member, node, relay, serving, view
@@ -164,3 +164,31 @@ async def test_readiness_lists_its_checks_when_asked() -> None:
 async def test_a_node_alone_is_ready_without_a_coordinator() -> None:
     async with serving(Node(view(member(1), leader=None)).doors()) as client, client.get("/readyz") as answer:
         assert answer.status == 200
+
+
+# runs --------------------------------------------------------------------------------------------------------------
+def told(seen: View) -> dict[str, str]:
+    return {finding.what: finding.why for finding in health.findings(seen)}
+
+
+def test_dead_letters_and_questions_are_told_with_what_to_do() -> None:
+    assert "1 run was given up" in told(view(dead=1))
+    assert "3 runs were given up" in told(view(dead=3))
+    assert "1 run waits for your word" in told(view(asking=1))
+    assert "2 runs wait for your word" in told(view(asking=2))
+
+
+def test_a_service_that_is_left_alone_is_told_by_the_coordinator_with_its_reason_and_by_others_without() -> None:
+    ailing = ServiceView("linear", 7, 31.0, "Linear did not answer: TimeoutError")
+    here = told(view(member(1, flags=("service-linear",)), services=(ailing,)))
+    assert (
+        here["linear is left alone"] == "7 calls in a row failed, the last one so: Linear did not answer: TimeoutError"
+    )
+    there = told(view(member(1), member(2, flags=("service-linear",))))
+    assert there["linear is left alone"] == "calls of pi-2 failed in a row"
+
+
+def test_runs_that_wait_for_a_copy_or_for_the_time_are_told_of_their_coordinator() -> None:
+    seen = told(view(member(1), member(2, flags=("copy-waits", "clock-unset"))))
+    assert "pi-2 keeps urgent runs open" in seen
+    assert "pi-2 does not know the time" in seen

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +27,18 @@ def folded(*facts: Fact) -> Journal:
 def picture(journal: Journal) -> object:
     """All that others may look at. The order in which steps were first heard of is for people only."""
     runs = [
-        (r.run, r.workflow, r.title, r.hook, r.hlc, r.done, sorted(r.results.items()), sorted(r.intents.items()))
+        (
+            r.run,
+            r.workflow,
+            r.title,
+            r.hook,
+            r.hlc,
+            r.done,
+            r.state,
+            sorted(r.values().items()),
+            sorted(r.results.items()),
+            sorted(r.intents.items()),
+        )
         for r in sorted(journal.runs.values(), key=lambda r: r.run)
     ]
     hooks = [(key, entry.rank, entry.run) for key, entry in sorted(journal.hooks.items())]
@@ -45,12 +59,13 @@ def histories(draw: st.DrawFn) -> list[Fact]:
     facts = []
     for seq in range(1, draw(st.integers(1, 9)) + 1):
         key, term, log = draw(st.sampled_from("kl")), draw(st.integers(1, 3)), draw(st.sampled_from(LOGS))
-        kind = draw(st.sampled_from(["hook", "run.intent", "run.result", "run.done", "run.later", "term"]))
+        kind = draw(st.sampled_from(["hook", "run.intent", "run.result", "run.done", "run.retry", "run.later", "term"]))
         if kind == "hook":
             facts.append(hook_fact(seq, key, term, log, workflow=draw(st.sampled_from(["three", ""]))))
         else:
             name, attempt = draw(st.sampled_from("xy")), draw(st.integers(1, 3))
-            body = {"step": name, "attempt": attempt, "value": {"seq": seq}, "outcome": "done", "detail": str(seq)}
+            body: dict[str, Any] = {"step": name, "attempt": attempt, "value": {"seq": seq}, "detail": str(seq)}
+            body["outcome"] = draw(st.sampled_from(["done", "failed", "cancelled"]))
             facts.append(Fact(log, seq, term, kind, {"run": run_of(key), **body}, hlc=seq))
     return facts
 
@@ -180,3 +195,78 @@ def test_a_log_that_went_on_for_years_is_known_by_its_latest_checkpoint_alone() 
     journal.close(checkpoint_fact(10), (), [digest_of("newest")])
     assert journal.known("newest")
     assert not journal.known("1")
+
+
+# dead letters and what a person says -------------------------------------------------------------------------------
+def orders(*facts: Fact) -> list[Journal]:
+    """The fold of `facts` in every order."""
+    return [folded(*order) for order in itertools.permutations(facts)]
+
+
+def test_a_dead_letter_keeps_its_event_and_a_retry_opens_it_whatever_came_first() -> None:
+    failed = step("run.done", 3, outcome="failed", detail="update: no", step="update")
+    retry = step("run.retry", 4, term=2, step="update")
+    for journal in orders(hook_fact(1), failed):
+        assert (journal.open_runs(), journal.views(1)[0].state) == ([], "failed")
+        assert journal.runs[run_of("k")].hook == hook("k")
+        assert journal.runs[run_of("k")].failed_at == "update"
+    for journal in orders(hook_fact(1), failed, retry):
+        assert journal.open_runs() == [run_of("k")]
+    for journal in orders(hook_fact(1), failed, retry, step("run.done", 5, term=2, outcome="failed")):
+        assert journal.open_runs() == []
+
+
+def test_a_retry_takes_back_the_result_that_was_given_up_and_not_the_one_that_follows() -> None:
+    old = step("run.result", 2, step="x", value={"v": 1})
+    new = step("run.result", 5, step="x", value={"v": 2})
+    end, retry = step("run.done", 3, outcome="failed", step="x"), step("run.retry", 4, step="x")
+    for journal in orders(hook_fact(1), old, end, retry):
+        assert journal.runs[run_of("k")].values() == {}
+    for journal in orders(hook_fact(1), old, end, retry, new):
+        assert journal.runs[run_of("k")].values() == {"x": {"v": 2}}
+
+
+@pytest.mark.parametrize("outcome", ["done", "cancelled"])
+def test_an_end_that_is_no_failure_stands_against_any_failure_and_any_retry(outcome: str) -> None:
+    facts = (
+        hook_fact(1),
+        step("run.done", 2, outcome=outcome),
+        step("run.done", 3, term=2, outcome="failed"),
+        step("run.retry", 4, term=2),
+    )
+    for journal in orders(*facts):
+        assert journal.views(1)[0].state == outcome
+        assert journal.runs[run_of("k")].hook is None
+        assert journal.open_runs() == []
+
+
+def test_a_question_stands_until_it_is_answered() -> None:
+    asked = step("run.intent", 2, step="close?", attempt=1, asks="Close it?")
+    journal = folded(hook_fact(1), asked)
+    assert journal.views(1)[0].asks == "Close it?"
+    journal.grow([step("run.result", 3, step="close?", value={"approved": True})])
+    assert journal.views(1)[0].asks == ""
+    assert folded(hook_fact(1), asked, step("run.done", 3, outcome="cancelled")).views(1)[0].asks == ""
+
+
+def test_the_newest_time_a_source_signed_is_remembered_and_junk_is_not() -> None:
+    def sent(seq: int, body: bytes) -> Fact:
+        fact = hook_fact(seq, f"k{seq}")
+        return Fact(fact.log, fact.seq, fact.term, fact.kind, {**fact.body, "body": body}, fact.hlc)
+
+    journal = folded(sent(1, b'{"webhookTimestamp":700}'), sent(2, b'{"webhookTimestamp":300}'), sent(3, b"{"))
+    assert journal.newest == {"linear": 700}
+
+
+def test_the_minutes_that_a_line_ran_for_are_remembered() -> None:
+    def ran(seq: int, minute: int) -> Fact:
+        fact = hook_fact(seq, f"schedule:daily:{minute}")
+        return Fact(fact.log, fact.seq, fact.term, fact.kind, {**fact.body, "source": "schedule"}, fact.hlc)
+
+    assert folded(ran(1, 60), ran(2, 120), ran(3, 90)).scheduled == {"daily": 120}
+
+
+def test_where_a_runs_entries_stand() -> None:
+    journal = folded(hook_fact(1), step("run.intent", 2, step="x"), step("run.result", 3, step="x", value={}))
+    assert sorted(journal.runs[run_of("k")].places()) == [(LOG, 1), (LOG, 3)]
+    assert folded(step("run.result", 3, step="x", value={})).runs[run_of("k")].places() == [(LOG, 3)]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from random import Random
+from typing import Literal
 
 import pytest
 
+from piclusterd.errors import NotFound, PiclusterError, UserError
 from piclusterd.events import (
     Activated,
+    Answer,
     Append,
     AppendFailed,
     Ask,
     CallOut,
+    ChangeRun,
     DeadlineReached,
     Deposed,
     Durable,
@@ -23,11 +28,16 @@ from piclusterd.events import (
     RunMoved,
     StepFinished,
 )
-from piclusterd.ids import Term
+from piclusterd.ids import LogId, RunId, Term
+from piclusterd.views import RunView
+from piclusterd.wire import Hook
+from piclusterd.workflows.breaker import FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_S
+from piclusterd.workflows.flight import Patience
 from piclusterd.workflows.journal import Journal
-from piclusterd.workflows.run import ACT_TIMEOUT_S, ACTIVE_MAX, BACKOFF_FIRST_S, BACKOFF_MAX_S, Runs
+from piclusterd.workflows.run import ACT_TIMEOUT_S, ACTIVE_MAX, BACKOFF_FIRST_S, BACKOFF_MAX_S, TIMEOUT_SAYS, Runs
+from piclusterd.workflows.workflow import Approve, Call, Finish, Results, Step, Take, Workflow
 
-from .desk import LOG, Ledger, ThreeSteps, run_of
+from .desk import LOG, Ledger, ThreeSteps, hook, run_of
 
 Act = Ask | CallOut
 
@@ -35,14 +45,29 @@ Act = Ask | CallOut
 class Office:
     """A coordinator's runs over a ledger. Nothing happens by itself: the test lands appends and finishes acts."""
 
-    def __init__(self, facts: list[Fact] | None = None, attempts_max: int = 3) -> None:
+    def __init__(
+        self, facts: list[Fact] | None = None, attempts_max: int = 3, workflow: Workflow | None = None
+    ) -> None:
         self.ledger = Ledger(facts or [])
         self.journal = Journal()
         self.journal.grow(self.ledger.facts)
-        self.machine = Runs(self.journal, {"three": ThreeSteps()}, attempts_max, Random(1), itertools.count(1))
+        self.copied = True
+        self.answers: list[object] = []
+        self.places: list[tuple[LogId, int]] = []
+        self.machine = Runs(
+            self.journal, {"three": workflow or ThreeSteps()}, Patience(attempts_max, approval_s=100.0), Random(1),
+            itertools.count(1), self.holds,
+        )  # fmt: skip
         self.todo: deque[Append | Act] = deque()
         self.moved: list[RunMoved] = []
         self.now = 0.0
+
+    def holds(self, places: Sequence[tuple[LogId, int]]) -> bool:
+        self.places = list(places)
+        return self.copied
+
+    def change(self, what: Literal["retry", "cancel", "approve", "reject"], key: str = "k") -> None:
+        self.take(self.machine.handle(ChangeRun(7, what, run_of(key), "ann"), self.now))
 
     def take(self, out: list[Output]) -> list[Output]:
         for output in out:
@@ -50,6 +75,8 @@ class Office:
                 self.todo.append(output)
             elif isinstance(output, RunMoved):
                 self.moved.append(output)
+            elif isinstance(output, Answer):
+                self.answers.append(output.value)
         return out
 
     def activate(self, term: Term = 1) -> None:
@@ -228,7 +255,7 @@ def test_a_run_is_given_up_after_its_last_try(office: Office) -> None:
         office.tick()
         act = office.next_act()
     office.fail(act)
-    append = office.next_append("run.done")
+    append = office.next_append("run.done", "classify")
     assert append.records[0].body["outcome"] == "failed"
     assert append.records[0].body["detail"] == "classify: boom after 3 tries"
     office.land(append)
@@ -239,7 +266,7 @@ def test_a_run_is_given_up_after_its_last_try(office: Office) -> None:
 def test_what_cannot_be_mended_is_given_up_at_once(office: Office) -> None:
     act = office.to_first_act()
     office.fail(act, retryable=False)
-    assert office.next_append("run.done").records[0].body["detail"] == "classify: boom"
+    assert office.next_append("run.done", "classify").records[0].body["detail"] == "classify: boom"
 
 
 def test_an_act_that_never_answers_counts_as_failed(office: Office) -> None:
@@ -406,3 +433,403 @@ def test_a_result_that_lands_after_its_run_was_ended_leads_nowhere(office: Offic
     office.land(result)
     assert not office.todo
     assert office.machine.in_flight == 0
+
+
+# dead letters ----------------------------------------------------------------------------------------------------
+def give_up(office: Office, step: str = "update") -> Act:
+    """The run dies at `step`; the act that was refused."""
+    office.hook()
+    for name in ("classify", "update", "comment"):
+        office.land(office.next_append("run.intent", name))
+        act = office.next_act()
+        if name == step:
+            office.fail(act, retryable=False)
+            office.land(office.next_append("run.done", name))
+            return act
+        office.finish(act)
+        office.land(office.next_append("run.result", name))
+    raise AssertionError(step)
+
+
+def test_a_retry_goes_on_at_the_step_that_failed_with_the_same_key(office: Office) -> None:
+    refused = give_up(office)
+    assert office.state() == "failed"
+    office.change("retry")
+    assert office.answers == [], "nothing is promised before it is durable"
+    office.land(office.next_append("run.retry", "update"))
+    (answer,) = office.answers
+    assert isinstance(answer, RunView)
+    assert answer.state == "open"
+    office.land(office.next_append("run.intent", "update"))
+    again = office.next_act()
+    assert isinstance(again, CallOut)
+    assert isinstance(refused, CallOut)
+    assert again.key == refused.key
+    office.finish(again)
+    play(office)
+    assert office.state() == "done"
+
+
+def test_a_retry_survives_its_coordinator(office: Office) -> None:
+    give_up(office)
+    office.change("retry")
+    office.land(office.next_append("run.retry", "update"))
+    fresh = Office(office.ledger.facts)
+    fresh.activate(term=2)
+    assert [act.key for act in play(fresh) if isinstance(act, CallOut)] == [
+        f"{run_of('k')}/update",
+        f"{run_of('k')}/comment",
+    ]
+    assert fresh.state() == "done"
+
+
+def test_a_dead_letter_opens_by_nobody_but_a_person(office: Office) -> None:
+    give_up(office)
+    fresh = Office(office.ledger.facts)
+    fresh.activate(term=2)
+    fresh.hook("l")
+    assert run_of("k") not in {a.records[0].body["run"] for a in fresh.todo if isinstance(a, Append)}
+
+
+class Unsure(ThreeSteps):
+    """Gives up what the model answered, unless that is `good`."""
+
+    def next(self, run: RunId, hook: Hook, results: Results) -> Step:
+        if results.get("classify", {}).get("text") == "bad":
+            return Finish("failed", "the model talks nonsense")
+        return super().next(run, hook, results)
+
+
+def test_a_retry_frees_a_workflow_of_the_result_that_it_gave_up() -> None:
+    office = Office(workflow=Unsure())
+    office.activate()
+    act = office.to_first_act()
+    office.finish(act, StepFinished(act.token, value={"text": "bad"}))
+    office.land(office.next_append("run.result", "classify"))
+    office.land(office.next_append("run.done", "classify"))
+    assert office.state() == "failed"
+    office.change("retry")
+    office.land(office.next_append("run.retry", "classify"))
+    office.land(office.next_append("run.intent", "classify"))
+    office.finish(office.next_act())
+    play(office)
+    assert office.state() == "done"
+
+
+def test_only_a_failed_run_is_tried_again_and_only_one_that_is_there(office: Office) -> None:
+    office.change("retry")
+    assert isinstance(office.answers.pop(), NotFound)
+    office.hook()
+    office.change("retry")
+    assert isinstance(office.answers.pop(), UserError)
+    play(office)
+    office.change("retry")
+    assert isinstance(office.answers.pop(), UserError)
+    assert not office.todo
+
+
+# cancelling ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("moves", range(13))
+def test_a_cancelled_run_never_acts_again(moves: int) -> None:
+    office = Office()
+    office.activate()
+    office.hook()
+    play(office, moves)
+    before = list(office.todo)
+    ended = office.state() == "done"
+    office.todo.clear()
+    office.change("cancel")
+    if not office.todo:  # its end was being written
+        assert isinstance(office.answers[-1], UserError)
+        return
+    assert not ended
+    cancel = office.next_append("run.done")
+    for late in before:  # what was under way when it came
+        if isinstance(late, Append):
+            office.land(late)
+        else:
+            office.finish(late)
+    assert not office.todo
+    office.land(cancel)
+    (answer,) = office.answers
+    assert isinstance(answer, RunView)
+    assert (answer.state, answer.detail) == ("cancelled", "cancelled by ann")
+    assert not office.todo
+    fresh = Office(office.ledger.facts)
+    fresh.activate(term=2)
+    assert not fresh.todo
+    fresh.change("retry")
+    assert isinstance(fresh.answers[-1], UserError)
+
+
+def test_a_cancel_that_the_disk_refuses_is_told_and_the_run_goes_on(office: Office) -> None:
+    office.to_first_act()
+    office.change("cancel")
+    append = office.next_append("run.done")
+    office.take(office.machine.handle(AppendFailed(append.token, "disk full"), 0.0))
+    assert isinstance(office.answers.pop(), PiclusterError)
+    office.tick()
+    play(office)
+    assert office.state() == "done"
+
+
+def test_a_run_that_waits_for_its_turn_can_be_cancelled(office: Office) -> None:
+    for n in range(ACTIVE_MAX + 1):
+        office.hook(f"k{n}")
+    last = f"k{ACTIVE_MAX}"
+    office.change("cancel", last)
+    cancel = office.todo.pop()
+    assert isinstance(cancel, Append)
+    office.land(cancel)
+    play(office)
+    assert office.state(last) == "cancelled"
+    assert [v.state for v in office.journal.views(100)].count("done") == ACTIVE_MAX
+
+
+def test_who_is_not_the_coordinator_changes_nothing() -> None:
+    office = Office()
+    office.hook()
+    office.change("cancel")
+    assert isinstance(office.answers.pop(), PiclusterError)
+    assert not office.todo
+
+
+def test_who_waits_for_a_change_when_the_coordinator_falls_is_told(office: Office) -> None:
+    office.to_first_act()
+    office.change("cancel")
+    office.take(office.machine.note(Deposed(1, "why"), 0.0))
+    assert isinstance(office.answers.pop(), PiclusterError)
+
+
+def test_who_waits_for_a_change_of_a_run_that_a_checkpoint_ends_is_told(office: Office) -> None:
+    give_up(office)
+    office.change("retry")
+    retry = office.next_append("run.retry", "update")
+    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), ())
+    office.land(retry)
+    assert isinstance(office.answers.pop(), NotFound)
+    assert office.machine.in_flight == 0
+
+
+# a person's word -------------------------------------------------------------------------------------------------
+class Careful(ThreeSteps):
+    """Asks before it closes anything."""
+
+    def next(self, run: RunId, hook: Hook, results: Results) -> Step:
+        if "close?" not in results:
+            return Approve("close?", f"Close {hook.key}?")
+        if not results["close?"]["approved"]:
+            return Finish("ignored", f"rejected by {results['close?']['by']}")
+        if "close" not in results:
+            return Call("close", "linear", "close", {}, f"{run}/close")
+        return Finish("done")
+
+
+@pytest.fixture
+def careful() -> Office:
+    office = Office(workflow=Careful())
+    office.activate()
+    office.hook()
+    office.land(office.next_append("run.intent", "close?"))
+    assert not office.todo
+    return office
+
+
+def test_a_run_asks_a_person_and_does_nothing_before_the_answer(careful: Office) -> None:
+    (view,) = careful.journal.views(1)
+    assert (view.state, view.asks) == ("open", "Close k?")
+    careful.change("approve")
+    careful.land(careful.next_append("run.result", "close?"))
+    assert isinstance(careful.answers.pop(), RunView)
+    assert careful.journal.views(1)[0].asks == ""
+    assert [act.key for act in play(careful) if isinstance(act, CallOut)] == [f"{run_of('k')}/close"]
+    assert careful.state() == "done"
+
+
+def test_a_rejected_run_acts_never(careful: Office) -> None:
+    careful.change("reject")
+    assert play(careful) == []
+    assert careful.journal.views(1)[0].detail == "rejected by ann"
+
+
+def test_no_answer_in_time_is_a_no(careful: Office) -> None:
+    assert careful.machine.deadline() == 100.0
+    careful.tick()
+    assert play(careful) == []
+    assert careful.journal.views(1)[0].detail == f"rejected by {TIMEOUT_SAYS}"
+
+
+def test_the_second_answer_is_refused(careful: Office) -> None:
+    careful.change("reject")
+    careful.change("approve")
+    assert isinstance(careful.answers.pop(), UserError)
+    play(careful)
+    assert careful.journal.views(1)[0].detail == "rejected by ann"
+
+
+def test_a_new_coordinator_goes_on_asking_without_another_entry(careful: Office) -> None:
+    fresh = Office(careful.ledger.facts, workflow=Careful())
+    fresh.activate(term=2)
+    assert not fresh.todo
+    fresh.change("approve")
+    assert len(play(fresh)) == 1
+
+
+def test_runs_that_wait_for_a_person_keep_nobody_from_work(careful: Office) -> None:
+    for n in range(3 * ACTIVE_MAX):
+        careful.hook(f"k{n}")
+    play(careful)
+    assert careful.machine.in_flight == 3 * ACTIVE_MAX + 1
+    assert all(view.asks for view in careful.journal.views(100))
+
+
+# urgent runs -----------------------------------------------------------------------------------------------------
+class Urgent(ThreeSteps):
+    def next(self, run: RunId, hook: Hook, results: Results) -> Step:
+        step = super().next(run, hook, results)
+        return Finish(step.outcome, step.detail, urgent=True) if isinstance(step, Finish) else step
+
+
+def test_an_urgent_run_ends_once_the_relay_holds_all_that_it_is_made_of() -> None:
+    office = Office(workflow=Urgent())
+    office.activate()
+    office.copied = False
+    office.hook()
+    play(office)
+    assert (office.state(), office.machine.in_flight) == ("open", 1)
+    assert sorted(seq for _, seq in office.places) == [1, 3, 5, 7], "the event, and each result"
+    first = office.machine.deadline()
+    office.tick()
+    office.tick()
+    assert office.machine.deadline() > first
+    assert office.machine.copying_s(office.now) == [office.now]
+    assert [m.step for m in office.moved].count("copy") == 1
+    office.copied = True
+    office.tick()
+    play(office)
+    assert office.state() == "done"
+
+
+def test_urgent_runs_that_wait_for_their_copy_keep_nobody_from_work() -> None:
+    office = Office(workflow=Urgent())
+    office.activate()
+    office.copied = False
+    for n in range(100):
+        office.hook(f"k{n:03}")
+    play(office)
+    assert len(office.machine.copying_s(0.0)) == 100
+    fresh = Office(office.ledger.facts, workflow=Urgent())
+    fresh.copied = False
+    fresh.activate(term=2)
+    assert len(fresh.machine.copying_s(0.0)) == 100
+    fresh.change("cancel", "k050")
+    play(fresh)
+    assert fresh.state("k050") == "cancelled"
+
+
+def test_a_run_that_ended_elsewhere_while_it_waited_for_its_copy_is_let_go() -> None:
+    office = Office(workflow=Urgent())
+    office.activate()
+    office.copied = False
+    office.hook()
+    play(office)
+    office.journal.grow([Fact(LOG, 99, 2, "run.done", {"run": run_of("k"), "outcome": "done"})])
+    office.tick()
+    assert (office.todo, office.machine.in_flight) == (deque(), 0)
+
+
+# breakers --------------------------------------------------------------------------------------------------------
+def failing_update(office: Office, key: str = "k") -> Act:
+    office.hook(key)
+    office.land(office.next_append("run.intent", "classify"))
+    office.finish(office.next_act())
+    office.land(office.next_append("run.result", "classify"))
+    office.land(office.next_append("run.intent", "update"))
+    return office.next_act()
+
+
+def test_a_service_that_fails_in_a_row_is_left_alone_and_no_run_is_given_up_for_it() -> None:
+    office = Office(attempts_max=FAILURES_MAX + 1)
+    office.activate()
+    act = failing_update(office)
+    for _ in range(FAILURES_MAX - 1):
+        office.fail(act)
+        office.tick()
+        act = office.next_act()
+    assert office.machine.services(office.now) == ()
+    office.fail(act)
+    (service,) = office.machine.services(office.now)
+    assert (service.name, service.failures, service.why) == ("linear", FAILURES_MAX, "boom")
+    assert PAUSE_FIRST_S / 2 <= service.waits_s <= PAUSE_FIRST_S
+    for _ in range(200):  # a day without the service
+        while not office.todo:
+            office.tick()
+        office.fail(office.next_act())
+        assert office.machine.services(office.now)[0].waits_s <= PAUSE_MAX_S
+    assert office.state() == "open"
+    while not office.todo:
+        office.tick()
+    office.finish(office.next_act())
+    assert office.machine.services(office.now) == ()
+    play(office)
+    assert office.state() == "done"
+
+
+def test_one_call_finds_out_and_the_others_wait_for_it() -> None:
+    office = Office(attempts_max=100)
+    office.activate()
+    acts = [failing_update(office, f"k{n}") for n in range(FAILURES_MAX)]
+    for act in acts:
+        office.fail(act)
+    while not office.todo:
+        office.tick()
+    probe = office.next_act()
+    for _ in range(20):
+        office.tick()
+        assert not office.todo, "a second call while the first finds out"
+    office.finish(probe)
+    play(office)
+    for _ in range(200):
+        if office.machine.in_flight == 0:
+            break
+        office.tick()
+        play(office)
+    assert [view.state for view in office.journal.views(10)] == ["done"] * FAILURES_MAX
+
+
+def test_a_refusal_that_stays_says_that_the_service_is_well() -> None:
+    office = Office(attempts_max=100)
+    office.activate()
+    for n in range(3 * FAILURES_MAX):
+        office.fail(failing_update(office, f"k{n:02}"), retryable=False)
+        office.land(office.next_append("run.done", "update"))
+    assert office.machine.services(office.now) == ()
+
+
+# events that a step brings ---------------------------------------------------------------------------------------
+class Finder(ThreeSteps):
+    """Whatever is called `look` finds k1 twice and k2."""
+
+    def next(self, run: RunId, given: Hook, results: Results) -> Step:
+        if given.key != "look":
+            return super().next(run, given, results)
+        if "take" not in results:
+            return Take("take", (hook("k1"), hook("k2"), hook("k1")))
+        return Finish("done", str(results["take"]["taken"]), marks={"linear": 5})
+
+
+def test_events_that_a_step_found_are_taken_once_together_with_its_result() -> None:
+    office = Office(workflow=Finder())
+    office.activate()
+    office.hook("k1")
+    play(office)
+    office.hook("look")
+    append = office.todo.popleft()
+    assert isinstance(append, Append)
+    assert [record.kind for record in append.records] == ["hook", "run.result"], "k1 came by itself before"
+    office.land(append)
+    play(office)
+    assert {view.title: view.state for view in office.journal.views(10)} == {
+        "about k1": "done", "about k2": "done", "about look": "done",
+    }  # fmt: skip
+    assert office.journal.marks == {"linear": 5}

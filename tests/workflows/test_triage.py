@@ -287,7 +287,7 @@ def test_the_comment_is_one_per_run_and_says_what_wrote_it() -> None:
 def test_it_is_done_after_the_comment() -> None:
     results = {"context": context(), "classify": answer(), "recheck": context(), "update": {"changed": ["label"]}}
     finish = step(results | {"comment": {"comment": "id", "repeated": False}})
-    assert finish == Finish("done", "bug P1: it crashes for everyone")
+    assert finish == Finish("done", "bug P1: it crashes for everyone", urgent=True)
 
 
 @pytest.mark.parametrize("lost_at", ["update", "comment"])

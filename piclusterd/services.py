@@ -1,0 +1,95 @@
+"""What runs are made of on this node: the workflows, the services they call, and how patient the engine is.
+
+configuration ─┬▶ workflows   triage, reconcile, errand
+               ├▶ services    linear, github, hub, post, cluster (each only where it is configured)
+               └▶ patience and agenda: what the coordinator does unasked, and when
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+from .config import Config
+from .events import ClockTold
+from .hands import Service
+from .integrations.echo import Echo
+from .integrations.errands import HubHealth, Poster
+from .integrations.github import GithubClient
+from .integrations.linear import LinearClient
+from .mailbox import Mailbox
+from .views import RunView
+from .workflows.errands import Errands, triage_report
+from .workflows.flight import Patience
+from .workflows.reconcile import Reconcile
+from .workflows.schedule import Agenda, Line
+from .workflows.selftest import Selftest
+from .workflows.triage import Triage
+from .workflows.workflow import Workflow
+
+CLOCK_EVERY_S = 10.0
+"""Between two looks at the wall clock: a line of the schedule begins that late at most."""
+HOUR_S = 3600.0
+
+Secret = Callable[[str], tuple[str, ...]]
+
+
+class Here:
+    """The service `cluster`: what this node knows of the runs."""
+
+    def __init__(self, runs: Callable[[], Iterable[RunView]]) -> None:
+        self._runs = runs
+
+    async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        return {"text": triage_report(self._runs())}
+
+
+def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
+    """By name; the first that wants an event gets it. `model`: the one that answers."""
+    all_: tuple[Workflow, ...] = (
+        Triage(config.triage, model, config.linear.actor_id), Selftest(), Reconcile(), Errands(model),
+    )  # fmt: skip
+    return {workflow.name: workflow for workflow in all_}
+
+
+def make_services(
+    config: Config, name: str, secret: Secret, stack: AsyncExitStack, runs: Callable[[], Iterable[RunView]]
+) -> dict[str, Service]:
+    """By name, for the node `name`; what must be closed is entered on `stack`."""
+    services: dict[str, Service] = {"cluster": Here(runs), "selftest": Echo(name)}
+    if config.linear.token_file:
+        linear = LinearClient(config.linear.url, secret(config.linear.token_file)[0])
+        stack.push_async_callback(linear.close)
+        services["linear"] = linear
+    if config.github.token_file:
+        github = GithubClient(config.github.url, secret(config.github.token_file)[0], config.github.hook)
+        stack.push_async_callback(github.close)
+        services["github"] = github
+    if config.hub.url:
+        services["hub"] = HubHealth(config.hub.url)
+    urls = {line.name: secret(line.post_url_file)[0] for line in config.schedule if line.post_url_file}
+    return {**services, "post": Poster(urls)} if urls else services
+
+
+def make_patience(config: Config) -> Patience:
+    return Patience(config.triage.attempts_max, config.runs.approval_hours * HOUR_S)
+
+
+def make_agenda(config: Config) -> Agenda:
+    lines = tuple(
+        Line(line.name, line.cron, line.timezone, line.what, line.prompt, line.missed, bool(line.post_url_file))
+        for line in config.schedule
+    )
+    configured = {"linear": config.linear.token_file, "github": config.github.token_file}
+    reconciled = tuple(name for name, file in configured.items() if file)
+    return Agenda(lines, reconciled, config.runs.reconcile_hours * HOUR_S)
+
+
+async def tell_clock(mailbox: Mailbox, is_synced: Callable[[], bool]) -> None:
+    """Tell the node the minute, until cancelled."""
+    while True:
+        await mailbox.post(ClockTold(int(time.time() // 60), await asyncio.to_thread(is_synced)))
+        await asyncio.sleep(CLOCK_EVERY_S)
