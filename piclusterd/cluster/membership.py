@@ -25,7 +25,8 @@ Spreading. Up to PUSH_ALL_MAX members: every change to every link, at once, pass
 small one the digest also rides on pings, so that what was lost on the way is noticed within a probe or two.
 
 Assumed of the hands: all members are linked as far as the network lets them, directly or through a neighbour
-(`upkeep.keep_linked` dials whom gossip names, `links` says how many); one named just now and not linked is not probed.
+(`upkeep.keep_linked` dials whom gossip names, `links` says how many). In a large one, who was named just now and is not
+linked yet is neither probed nor told news: it would not get them.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class Membership:
                 return self._stalled(seconds, now)
             case Shutdown():
                 self.roster.mine = msgspec.structs.replace(self.mine, state="left")
-                told = list(self._links) if self.small else self._some(FAREWELLS)
+                told = list(self._links) if self.small else self._some(FAREWELLS, now)
                 return [Send(peer, Gossip((bare(self.mine),))) for peer in told]
             case _:
                 return []
@@ -357,7 +358,7 @@ class Membership:
 
     def _gossip(self, now: float) -> list[Output]:
         """One round of random gossip; the next while there is news left."""
-        peers = self._some(GOSSIP_FANOUT)
+        peers = self._some(GOSSIP_FANOUT, now)
         news = self._broadcast.take(self.roster.size, max(1, len(peers)))
         self._next_gossip = now + self._timings.gossip_s if self._broadcast else float("inf")
         return [Send(peer, Gossip(news)) for peer in peers if news]
@@ -366,8 +367,8 @@ class Membership:
         """What rides on a ping; the oldest news has the next seat when it is full."""
         return self._broadcast.take(self.roster.size) if self._broadcast else ()
 
-    def _some(self, count: int) -> list[NodeId]:
-        here = self.roster.here()
+    def _some(self, count: int, now: float) -> list[NodeId]:
+        here = self.roster.within_reach(self._links, now)
         return self._rng.sample(here, min(count, len(here)))
 
     # comparing lists -----------------------------------------------------------------------------------------
