@@ -361,7 +361,7 @@ export class Hub extends DurableObject {
   }
 
   counted(cursor) {
-    if (this.usage) this.usage.rows += cursor.rowsWritten; // right for what writes without RETURNING, and that is most
+    if (this.usage) this.usage.rows += cursor.rowsWritten; // all of it: SQLite writes before it returns the first row
     return cursor;
   }
 
@@ -774,6 +774,7 @@ export class Hub extends DurableObject {
     if (!(this.alarm_ms > Date.now())) this.alarm_ms = await this.ctx.storage.getAlarm();
     if (this.alarm_ms !== null && this.alarm_ms <= ms) return;
     this.alarm_ms = ms;
+    this.usage.rows += 1;
     await this.ctx.storage.setAlarm(ms);
   }
 

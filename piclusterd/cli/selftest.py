@@ -40,16 +40,20 @@ class Trip:
     began: float = 0.0
     seq: int = 0
     run: str = ""
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """Each with the moment at which it arrived here."""
+
+
+Reached = tuple[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One station. `reached` says how it was, "" while it was not."""
+    """One station. `reached` says how it was, "" while it was not, and when (monotonic)."""
 
     name: str
     fix: str
-    reached: Callable[[], Awaitable[str]]
+    reached: Callable[[], Awaitable[Reached]]
 
 
 @click.command()
@@ -91,31 +95,31 @@ async def _selftest(here: Target, hub: Target, patience_s: float, as_json: bool)
 
 
 def _hops(trip: Trip, edge: Client, token: str, leader: Client, node: Client) -> list[Hop]:
-    async def stored() -> str:
+    async def stored() -> Reached:
         body = json.dumps({"id": trip.id}).encode()
         headers = {"X-Picluster-Signature": f"sha256={_signed(token, body)}", "Content-Type": "application/json"}
         answer = json.loads(await edge.post_raw("/hooks/selftest", body, headers))
         trip.seq = answer["seq"]
-        return f"stored as {trip.seq}"
+        return f"stored as {trip.seq}", time.monotonic()
 
-    async def durable() -> str:
+    async def durable() -> Reached:
         trip.run = trip.run or await _run_of(trip, leader)
-        return "on enough ledgers" if trip.run and _told(trip, "hook", run=trip.run) else ""
+        return _told(trip, "on enough ledgers", "hook", run=trip.run)
 
-    async def acted() -> str:
-        return "its step is recorded" if _told(trip, "run", run=trip.run, step="echo", outcome="ok") else ""
+    async def acted() -> Reached:
+        return _told(trip, "its step has an outcome", "run", run=trip.run, step="echo", outcome="ok")
 
-    async def closed() -> str:
-        return "its run is closed" if _told(trip, "run", run=trip.run, step="finish", outcome="done") else ""
+    async def closed() -> Reached:
+        return _told(trip, "its run ends", "run", run=trip.run, step="finish", outcome="done")
 
-    async def acknowledged() -> str:
+    async def acknowledged() -> Reached:
         last = json.loads(await leader.get("/health"))["edge"]["last_seq"]
-        return f"acknowledged up to {last}" if last is not None and last >= trip.seq else ""
+        return f"acknowledged up to {last}" if last is not None and last >= trip.seq else "", time.monotonic()
 
-    async def copied() -> str:
+    async def copied() -> Reached:
         status = json.loads(await node.get("/status.json"))
         done = any(run["run"] == trip.run and run["state"] == "done" for run in status["runs"])
-        return f"the ledger of {status['name']} has it" if done else ""
+        return f"the ledger of {status['name']} has it" if done else "", time.monotonic()
 
     return [
         Hop("hub", "picluster hub health; is [hub] url right, and the token the hub's?", stored),
@@ -139,27 +143,30 @@ async def _run_of(trip: Trip, leader: Client) -> str:
     return next((str(run["run"]) for run in runs if run["title"] == f"selftest {trip.id}"), "")
 
 
-def _told(trip: Trip, kind: str, **data: Any) -> bool:
-    """Has the coordinator said so?"""
-    return any(event["kind"] == kind and data.items() <= event["data"].items() for event in trip.events)
+def _told(trip: Trip, said: str, kind: str, **data: Any) -> Reached:
+    """`said`, and when the coordinator's event arrived that tells so; "" before."""
+    for at, event in trip.events:
+        if event["kind"] == kind and data.items() <= event["data"].items():
+            return said, at
+    return "", 0.0
 
 
 async def _pass(hop: Hop, trip: Trip, patience_s: float) -> tuple[Hop, float | None, str]:
     """The hop, when it was reached (ms from the sending on; None: not), and how."""
     try:
-        said = await _until(hop.reached, patience_s)
+        said, at = await _until(hop.reached, patience_s)
     except PiclusterError as fault:
         return hop, None, str(fault)
     except TimeoutError:
         return hop, None, f"not within {patience_s:g} s"
-    return hop, round((time.monotonic() - trip.began) * 1000, 1), said
+    return hop, round((at - trip.began) * 1000, 1), said
 
 
-async def _until(reached: Callable[[], Awaitable[str]], patience_s: float) -> str:
+async def _until(reached: Callable[[], Awaitable[Reached]], patience_s: float) -> Reached:
     async with asyncio.timeout(patience_s):
         while True:
-            if said := await reached():
-                return said
+            if (found := await reached())[0]:
+                return found
             await asyncio.sleep(POLL_S)
 
 
@@ -186,12 +193,11 @@ async def _coordinator(node: Client, here: Target) -> Target:
 
 async def _follow(leader: Client, trip: Trip) -> None:
     async for line in leader.lines("GET", "/events?format=jsonl&after=0"):
-        event = json.loads(line)
-        trip.events.append(event)
+        trip.events.append((time.monotonic(), json.loads(line)))
 
 
-async def _listening(trip: Trip) -> str:
-    return "yes" if trip.events else ""
+async def _listening(trip: Trip) -> Reached:
+    return "yes" if trip.events else "", 0.0
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
