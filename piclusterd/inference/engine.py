@@ -1,20 +1,17 @@
 """Continuous batching: many answers side by side through one context, a bounded step at a time.
 
-    submit ──▶ waiting (FIFO) ──admit: a slot and room──▶ active ──step──▶ Delta*, Done
-                   ▲                                        │
-                   └────── preempted: KV memory is full ◀───┘
+    submit ──▶ waiting ──admit: a place and room──▶ active ──step: one batch──▶ Delta*, Done
+                  ▲                                   │
+                  └─ preempted, its state in RAM ◀────┘ memory is full and nothing idle is left in it
 
-A step is one decode: the next token of every answer first, then a chunk of the prompts still being read, sized so that
-the answers are not held up for long. It owns which sequence holds which slot, and what is resident in each slot's KV
-memory: a new prompt takes the free slot with which it shares the longest beginning and reads only the rest.
+A step is one decode: the pending token of every answer first, then a chunk of the prompts still being read, and the
+options of `choices`. Who advances, comes in or goes is `schedule`'s to say; what the memory holds is `residents`'.
+This does it: it fills the batch, takes what the logits say and tells it.
 
-Invariants: `slot.resident` is exactly what the KV memory holds of that slot; `sequence.past == len(slot.resident)`; the
-last token of an active sequence is never in the memory yet (its logits are what is wanted). When memory runs out, idle
-slots are emptied, oldest first; then the youngest answer goes back to the front of the queue with all its tokens, to
-be read again later: slower, never failed. A request alone always fits, since it is clamped to the context.
-
-Sources: Orca (Yu et al., OSDI 2022) for iteration-level scheduling, Sarathi (arXiv 2308.16369) for chunked prefill.
-One thread owns an engine. Runs only in the child.
+Invariant: the last token of an active sequence is never in the memory before a step (its logits are what is wanted).
+When memory runs out, idle beginnings are dropped, then the youngest answer waits with its state in RAM: slower, never
+failed. A request alone always fits, since it is clamped to the context. What a grammar leaves no choice about is
+appended as it is and read in one batch (`forced`). One thread owns an engine. Runs only in the child.
 """
 
 from __future__ import annotations
@@ -22,21 +19,23 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ..errors import Broken, PiclusterError, UserError
+from . import schedule
 from .chat import CHATML, ChatTemplate
+from .choosing import Choosing
 from .detokenise import TextStream
-from .llama import BATCH_TOKENS, EMBED_SEQUENCES, Context, Embedder, KvFull, Sampler, Weights
-from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, failed
+from .embedder import EMBED_SEQUENCES, Embedder
+from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
+from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, TokenLogprob, failed
+from .residents import Residents, common
+from .sampler import Sampler
+from .sequence import Reason, Sequence, likeliest, log_probabilities
 
-CHUNK_TOKENS_MIN = 32
-"""Prompt tokens read in a step beside answers: fewer waste the matrix kernels."""
-CHUNK_SECONDS = 0.25
-"""How long reading prompts may hold up the answers in a step: a pause a reader hardly notices."""
-EXPECTED_ANSWER = 64
-"""Tokens an answer is taken to need when it is admitted: reserving all of `max_tokens` would leave most memory idle."""
+FORKS = 16
+"""Options of `choices` in one batch: each is a sequence, and llama.cpp keeps a row of logits for each."""
 SMOOTHING = 0.3
 """Weight of the newest measurement of prefill speed."""
 
@@ -44,42 +43,18 @@ Output = Delta | Done | Embedded | Failed
 
 
 @dataclass(slots=True)
-class _Sequence:
-    id: int
-    tokens: list[int]
-    prompt_length: int
-    limit: int
-    """Tokens the answer may have."""
-    sampler: Sampler
-    text: TextStream
-    slot: int = -1
-    past: int = 0
-    cached: int = 0
-    unreported: int = 0
-    """Tokens since the last Delta."""
-    started: float = 0.0
-    first: float = 0.0
-    """When its prompt began to be read, and when its first token was there; seconds."""
+class Counts:
+    """What the engine has done so far, for tests and measurements."""
 
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def remaining(self) -> int:
-        return len(self.tokens) - self.past
-
-    @property
-    def expected(self) -> int:
-        return len(self.tokens) + min(self.limit - self.generated, EXPECTED_ANSWER)
-
-
-@dataclass(slots=True)
-class _Slot:
-    resident: list[int] = field(default_factory=list)
-    owner: _Sequence | None = None
-    used: int = 0
-    """Step in which it was last used."""
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens decoded (those found in the memory are not among them)."""
+    answer_tokens: int = 0
+    forced_tokens: int = 0
+    """Of the answers' tokens, those that no logits were looked at for."""
+    preempted: int = 0
+    restored: int = 0
+    """Of the preempted, those that went on from their state."""
 
 
 @dataclass(slots=True)
@@ -90,12 +65,26 @@ class _EmbedJob:
     vectors: list[bytes] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where the logits of one sequence are in the batch: after its last token (-1: not there), and after nodes."""
+
+    sequence: Sequence
+    last: int
+    nodes: dict[int, int] | None = None
+
+
 class Engine:
     """One model and its context. Raises `UserError` where the file cannot be loaded."""
 
     def __init__(self, load: Load) -> None:
         self._weights = Weights(load.path)
-        self._context = Context(self._weights, load.context, load.slots, load.threads, load.batch_threads)
+        self._places = load.slots
+        seats = 2 * load.slots  # as many beginnings are remembered as answers are under way
+        sequences = seats + FORKS
+        self._context = Context(self._weights, load.context, sequences, load.threads, load.batch_threads)
+        self._residents = Residents(self._context, seats, self._weights.prefix_reusable)
+        self._forks = range(seats, sequences)
         self._template = ChatTemplate(
             self._weights.chat_template or CHATML,
             self._weights.special_texts(),
@@ -104,18 +93,17 @@ class Engine:
         )
         self._embed_threads = load.batch_threads
         self._embedder: Embedder | None = None
-        self._slots = [_Slot() for _ in range(load.slots)]
-        self._active: list[_Sequence] = []  # in the order of admission
-        self._waiting: deque[_Sequence] = deque()
+        self._active: list[Sequence] = []  # in the order of admission
+        self._waiting: list[Sequence] = []
         self._embeds: deque[_EmbedJob] = deque()
         self._out: list[Output] = []
-        self._steps = 0
         self._prefill_tps = 0.0
+        self.counts = Counts()
         self.context = min(self._context.size, self._weights.context_trained)
 
     def close(self) -> None:
         for sequence in (*self._active, *self._waiting):
-            sequence.sampler.close()
+            sequence.close()
         if self._embedder is not None:
             self._embedder.close()
         self._context.close()
@@ -135,25 +123,43 @@ class Engine:
     def submit(self, request_id: int, request: GenerateRequest) -> None:
         """Queue a completion. Raises `UserError` (prompt too long, schema refused, template refused the chat)."""
         tokens = self.prompt_tokens(request)
-        if len(tokens) >= self.context:
+        choosing = self._choosing(request)
+        longest = choosing.longest if choosing is not None else 1
+        if len(tokens) + longest > self.context:
             raise UserError(
                 f"the prompt has {len(tokens)} tokens",
-                f"The context of this model is {self.context} tokens, and the answer needs at least one.",
+                f"The context of this model is {self.context} tokens, and the answer needs at least {longest}.",
                 "Shorten it, or give the model a larger `context` in the configuration.",
                 param="messages" if request.messages else "prompt",
             )
         seed = secrets.randbits(32) if request.seed is None else request.seed
         limit = self.context - len(tokens)
-        self._waiting.append(
-            _Sequence(
-                id=request_id,
-                tokens=tokens,
-                prompt_length=len(tokens),
-                limit=min(limit, request.max_tokens or limit),
-                sampler=Sampler(self._weights, request, seed),
-                text=TextStream(request.stop),
-            )
+        sequence = Sequence(
+            id=request_id,
+            tokens=tokens if choosing is None else tokens + choosing.common,
+            prompt_length=len(tokens),
+            limit=min(limit, request.max_tokens or limit),
+            sampler=Sampler(self._weights, request, seed) if choosing is None else None,
+            text=TextStream(request.stop),
+            choosing=choosing,
+            top_logprobs=request.top_logprobs if request.logprobs else None,
         )
+        self._waiting.append(sequence)
+        if choosing is not None and choosing.done:
+            self._chosen(sequence, choosing)  # one option each: there is nothing to look at
+        else:
+            self._force(sequence)
+
+    def _choosing(self, request: GenerateRequest) -> Choosing | None:
+        if not request.choices:
+            return None
+        if not self._weights.shareable:
+            raise UserError("this model cannot choose", "Its memory cannot be shared between options.", param="choices")
+        names = [choice.name for choice in request.choices]
+        repeated = any(len(set(choice.options)) < len(choice.options) for choice in request.choices)
+        if repeated or len(set(names)) < len(names) or (len(names) > 1 and "" in names):
+            raise UserError("the choices are not valid", "Names and options must differ.", param="choices")
+        return Choosing(request.choices, self._weights.tokenise_plain, self._weights.end, len(self._forks))
 
     def prompt_tokens(self, request: GenerateRequest) -> list[int]:
         """The prompt as the model will read it. Raises `UserError` where template or request make none."""
@@ -183,7 +189,7 @@ class Engine:
         self._embeds.append(_EmbedJob(request_id, deque(lists), sum(map(len, lists))))
 
     def cancel(self, request_id: int) -> None:
-        """Stop the request; its slot is free at once. One that is not here any more is ignored."""
+        """Stop the request; its place is free at once. One that is not here any more is ignored."""
         for sequence in (*self._active, *self._waiting):
             if sequence.id == request_id:
                 self._finish(sequence, "cancelled")
@@ -192,7 +198,7 @@ class Engine:
     # working -----------------------------------------------------------------------------------------------------
     def step(self) -> list[Output]:
         """One decode and one pack of embeddings at most; what they produced, in order."""
-        self._steps += 1
+        self.counts.steps += 1
         self._admit()
         self._decode()
         self._embed()
@@ -201,162 +207,212 @@ class Engine:
 
     def _admit(self) -> None:
         while self._waiting:
-            sequence = self._waiting[0]
-            free = [number for number, slot in enumerate(self._slots) if slot.owner is None]
-            needed = sequence.expected + sum(active.expected for active in self._active)
-            if not free or (self._active and needed > self._context.size):
+            growth = sum(sequence.expected - sequence.past for sequence in self._active)
+            promised = self._residents.cells + growth if self._active else 0
+            queue = [self._queued(sequence) for sequence in self._waiting]
+            index = schedule.admit(queue, len(self._active), self._places, promised, self._context.size)
+            if index is None:
                 return
-            self._waiting.popleft()
-            self._seat(sequence, free)
+            for sequence in self._waiting[:index]:
+                sequence.overtaken += 1
+            self._seat(self._waiting.pop(index))
 
-    def _seat(self, sequence: _Sequence, free: list[int]) -> None:
-        """Give `sequence` the free slot whose resident tokens it can use most of; among equals the longest unused."""
-        shared = {number: _common(self._slots[number].resident, sequence.tokens) for number in free}
-        number = max(free, key=lambda n: (shared[n], -self._slots[n].used))
-        keep = min(shared[number], len(sequence.tokens) - 1) if self._weights.prefix_reusable else 0
-        slot = self._slots[number]
-        if not self._context.keep(number, keep):
-            self._context.keep(number, 0)
-            keep = 0
-        del slot.resident[keep:]
-        slot.owner, sequence.slot, sequence.past = sequence, number, keep
-        if not sequence.generated:
-            sequence.cached, sequence.started = keep, time.perf_counter()
+    def _queued(self, sequence: Sequence) -> schedule.Waiting:
+        shared = self._residents.held(sequence.tokens, taken_only=True)
+        coming = max((common(other.tokens, sequence.tokens) for other in self._reading()), default=0)
+        held = coming - self._residents.held(sequence.tokens) >= schedule.SHARED_MIN
+        return schedule.Waiting(sequence.expected - shared, held, sequence.overtaken)
+
+    def _reading(self) -> list[Sequence]:
+        """Those whose prompts are not in the memory yet (and can be shared once they are)."""
+        if not self._weights.prefix_reusable:
+            return []
+        return [sequence for sequence in self._active if sequence.past < sequence.prompt_length - 1]
+
+    def _seat(self, sequence: Sequence) -> None:
+        state, sequence.state = sequence.state, b""
+        if state and self._residents.held(sequence.tokens) < sequence.state_tokens:
+            sequence.seat = self._residents.swap_in(state, sequence.tokens[: sequence.state_tokens])
+            self.counts.restored += sequence.seat is not None
+        elif state:
+            self._residents.forget(state)
+        if sequence.seat is None:
+            sequence.seat = self._residents.place(sequence.tokens)
+        if not sequence.started:
+            sequence.cached, sequence.started = min(sequence.past, sequence.prompt_length), time.perf_counter()
         self._active.append(sequence)
 
     def _decode(self) -> None:
-        while plan := self._plan():
-            wanted = sum(count for _, count in plan)
-            resident = sum(len(slot.resident) for slot in self._slots)
+        while self._active:
+            pending = [sequence.pending for sequence in self._active]
+            shares = schedule.plan(pending, self._prefill_tps, BATCH_TOKENS, len(self._forks))
+            trees = sum(pending[share.index].tree for share in shares if share.tree)
             try:
-                if resident + wanted > self._context.size:
+                if not self._residents.fits(sum(share.count for share in shares) + trees):
                     raise KvFull("the KV memory is full")
-                self._run(plan)
+                self._run(shares)
                 return
             except KvFull:
-                if not self._free_some():
-                    self._finish(plan[0][0], "length")
+                if not self._residents.drop_idle() and not self._preempt():
+                    self._finish(self._active[0], "length")
             except Broken as fault:
                 self._fail_all(fault)
 
-    def _plan(self) -> list[tuple[_Sequence, int]]:
-        """Which sequences advance, and by how many tokens: answers by their one, prompts by what room is left."""
-        answers = [(sequence, 1) for sequence in self._active if sequence.remaining == 1]
-        room = min(self._chunk(bool(answers)), BATCH_TOKENS - len(answers))
-        prompts = []
-        for sequence in self._active:
-            if sequence.remaining > 1 and room > 0:
-                count = min(room, sequence.remaining)
-                prompts.append((sequence, count))
-                room -= count
-        return answers + prompts
-
-    def _chunk(self, answering: bool) -> int:
-        if not answering or not self._prefill_tps:
-            return BATCH_TOKENS
-        return max(CHUNK_TOKENS_MIN, int(self._prefill_tps * CHUNK_SECONDS))
-
-    def _run(self, plan: list[tuple[_Sequence, int]]) -> None:
+    def _run(self, shares: list[schedule.Share]) -> None:
         self._context.clear_batch()
-        rows: list[int] = []
-        for sequence, count in plan:
-            row = -1
-            for position in range(sequence.past, sequence.past + count):
-                last = position == len(sequence.tokens) - 1
-                added = self._context.add(sequence.tokens[position], position, sequence.slot, last)
-                row = added if last else -1
-            rows.append(row)
+        forks = iter(self._forks)
+        rows = [self._fill(self._active[share.index], share, forks) for share in shares]
         began = time.perf_counter()
-        self._context.decode()
-        self._measure(plan, time.perf_counter() - began)
-        for (sequence, count), row in zip(plan, rows, strict=True):
-            slot = self._slots[sequence.slot]
-            slot.resident += sequence.tokens[sequence.past : sequence.past + count]
-            slot.used = self._steps
-            sequence.past += count
-            if row >= 0:
-                self._take(sequence, self._context.sample(sequence.sampler, row))
+        try:
+            self._context.decode()
+        finally:
+            for fork in self._forks[: len(self._forks) - len(list(forks))]:
+                self._context.keep(fork, 0)
+        self._measure(shares, time.perf_counter() - began)
+        for share, row in zip(shares, rows, strict=True):
+            sequence, seat = row.sequence, row.sequence.seat
+            assert seat is not None, "an active sequence has a seat"
+            before = len(seat.tokens)
+            seat.tokens += sequence.tokens[before : before + share.count]
+            self.counts.prompt_tokens += max(0, min(len(seat.tokens), sequence.prompt_length) - before)
+            self._residents.touch(seat)
+        for row in rows:
+            self._take(row)
 
-    def _measure(self, plan: list[tuple[_Sequence, int]], seconds: float) -> None:
-        prompt = sum(count for _, count in plan if count > 1)
-        if prompt >= CHUNK_TOKENS_MIN and seconds > 0:
+    def _fill(self, sequence: Sequence, share: schedule.Share, forks: Iterator[int]) -> _Rows:
+        """Put the share into the batch. Options' sequences hold what the sequence itself holds, and their own path."""
+        seat, choosing = sequence.seat, sequence.choosing
+        assert seat is not None, "an active sequence has a seat"
+        own = [next(forks) for _ in choosing.group] if share.tree and choosing is not None else []
+        for fork in own:
+            self._context.share(seat.number, fork, sequence.past)
+        last, past = -1, sequence.past
+        for position in range(past, past + share.count):
+            wanted = position == len(sequence.tokens) - 1
+            row = self._context.add(sequence.tokens[position], position, (seat.number, *own), wanted)
+            last = row if wanted else -1
+        if not share.tree or choosing is None:
+            return _Rows(sequence, last)
+        parents = {node.parent for node in choosing.nodes}
+        nodes = {}
+        for number, node in enumerate(choosing.nodes):
+            sequences = tuple(own[option] for option in node.options)
+            row = self._context.add(node.token, len(sequence.tokens) + node.depth, sequences, number in parents)
+            if number in parents:
+                nodes[number] = row
+        return _Rows(sequence, last, nodes)
+
+    def _measure(self, shares: list[schedule.Share], seconds: float) -> None:
+        prompt = sum(share.count for share in shares if share.count > 1)
+        if prompt >= schedule.CHUNK_TOKENS_MIN and seconds > 0:
             newest = prompt / seconds  # answers in the same batch make it an underestimate: the careful side
             self._prefill_tps += (newest - self._prefill_tps) * (SMOOTHING if self._prefill_tps else 1.0)
 
-    def _take(self, sequence: _Sequence, token: int) -> None:
-        """`token` is the next of `sequence`."""
-        if not sequence.first:
-            sequence.first = time.perf_counter()
-        if self._weights.ends(token):
-            self._finish(sequence, "stop")
+    # what the logits say -----------------------------------------------------------------------------------------
+    def _take(self, rows: _Rows) -> None:
+        sequence = rows.sequence
+        if rows.last < 0:
             return
+        if rows.nodes is not None:
+            self._score(sequence, rows)
+        elif sequence.sampler is not None:
+            sequence.first = sequence.first or time.perf_counter()
+            told = None if sequence.top_logprobs is None else log_probabilities(self._context.logits(rows.last))
+            token = sequence.sampler.sample(self._context, rows.last)
+            if self._weights.ends(token):
+                self._finish(sequence, "stop")
+                return
+            if told is not None:
+                sequence.logprobs.append(self._logprob(told, token, sequence.top_logprobs or 0))
+            if self._append(sequence, token):
+                self._force(sequence)
+
+    def _logprob(self, logs: Logits, token: int, count: int) -> TokenLogprob:
+        top = tuple((self._weights.piece(other), float(logs[other])) for other in likeliest(logs, count))
+        return TokenLogprob(self._weights.piece(token), float(logs[token]), top)
+
+    def _append(self, sequence: Sequence, token: int) -> bool:
+        """`token` is the next of `sequence`; False where that ended it."""
         sequence.tokens.append(token)
         sequence.unreported += 1
-        self._say(sequence, sequence.text.push(self._weights.piece(token)))
+        self.counts.answer_tokens += 1
+        self._out += sequence.delta(sequence.text.push(self._weights.piece(token)))
         if sequence.text.stopped:
             self._finish(sequence, "stop")
         elif sequence.generated >= sequence.limit:
             self._finish(sequence, "length")
+        else:
+            return True
+        return False
 
-    def _say(self, sequence: _Sequence, text: str) -> None:
-        if text:
-            self._out.append(Delta(sequence.id, text, sequence.unreported))
-            sequence.unreported = 0
+    def _force(self, sequence: Sequence) -> None:
+        """Append what the grammar leaves no choice about, be it the end."""
+        if sequence.sampler is None:
+            return
+        for token in sequence.sampler.forced():
+            self.counts.forced_tokens += 1
+            if not self._append(sequence, token):
+                return
+        if sequence.sampler.ended:
+            self._finish(sequence, "stop")
 
-    def _finish(self, sequence: _Sequence, reason: Literal["stop", "length", "cancelled"]) -> None:
+    def _score(self, sequence: Sequence, rows: _Rows) -> None:
+        choosing, seat = sequence.choosing, sequence.seat
+        assert choosing is not None
+        assert seat is not None
+        assert rows.nodes is not None
+        places = {-1: rows.last, **rows.nodes}
+        logs = {node: log_probabilities(self._context.logits(row)) for node, row in places.items()}
+        choosing.scored(logs)
+        sequence.first = sequence.first or time.perf_counter()
+        if choosing.done:
+            self._chosen(sequence, choosing)
+            return
+        sequence.tokens[sequence.prompt_length :] = choosing.common
+        self._residents.cut(seat, min(common(seat.tokens, sequence.tokens), len(sequence.tokens) - 1))
+
+    def _chosen(self, sequence: Sequence, choosing: Choosing) -> None:
+        sequence.tokens[sequence.prompt_length :] = choosing.path
+        sequence.unreported = sequence.generated
+        self._out += sequence.delta(choosing.text)
+        self._finish(sequence, "stop")
+
+    def _finish(self, sequence: Sequence, reason: Reason) -> None:
         self._leave(sequence)
         if reason != "cancelled":
-            self._say(sequence, sequence.text.finish())
-        now = time.perf_counter()
-        read, wrote = sequence.prompt_length - sequence.cached, sequence.generated - 1
-        self._out.append(
-            Done(
-                id=sequence.id,
-                reason=reason,
-                prompt_tokens=sequence.prompt_length,
-                completion_tokens=sequence.generated,
-                cached_tokens=sequence.cached,
-                prefill_tps=_rate(read, CHUNK_TOKENS_MIN, sequence.first - sequence.started),
-                decode_tps=_rate(wrote, 1, now - sequence.first) if sequence.first else 0.0,
-            )
-        )
+            self._out += sequence.delta(sequence.text.finish())
+        self._out.append(sequence.end(reason))
 
-    def _leave(self, sequence: _Sequence) -> None:
-        """Out of queue or slot. What is resident stays, for the next prompt that begins alike."""
-        sequence.sampler.close()
-        if sequence.slot < 0:
+    def _leave(self, sequence: Sequence) -> None:
+        """Out of queue or seat. What is resident stays, for the next prompt that begins alike."""
+        sequence.close()
+        if sequence.seat is None:
+            self._residents.forget(sequence.state)
             self._waiting.remove(sequence)
             return
         self._active.remove(sequence)
-        self._slots[sequence.slot].owner = None
+        sequence.seat.taken = False
 
-    def _free_some(self) -> bool:
-        """Empty the longest unused idle slot, or put the youngest of several answers back; False: neither is there."""
-        idle = [number for number, slot in enumerate(self._slots) if slot.owner is None and slot.resident]
-        if idle:
-            self._empty(min(idle, key=lambda n: self._slots[n].used))
-            return True
+    # when there is no room ---------------------------------------------------------------------------------------
+    def _preempt(self) -> bool:
+        """Put the youngest of several answers back into the queue; False where there is only one."""
         if len(self._active) < 2:
             return False
         youngest = self._active.pop()
-        self._empty(youngest.slot)
-        youngest.slot, youngest.past = -1, 0
-        self._waiting.appendleft(youngest)
+        assert youngest.seat is not None
+        youngest.state_tokens = youngest.past
+        youngest.state = self._residents.swap_out(youngest.seat)
+        youngest.seat = None
+        self.counts.preempted += 1
+        self._waiting.insert(0, youngest)
         return True
-
-    def _empty(self, number: int) -> None:
-        self._context.keep(number, 0)
-        self._slots[number].resident.clear()
-        self._slots[number].owner = None
 
     def _fail_all(self, fault: PiclusterError) -> None:
         """The memory is in an unknown state: everything in it is given up."""
         for sequence in list(self._active):
             self._leave(sequence)
             self._out.append(failed(sequence.id, fault))
-        self._context.clear()
-        for slot in self._slots:
-            slot.resident.clear()
+        self._residents.clear()
 
     def _embed(self) -> None:
         if not self._embeds or self._embedder is None:
@@ -375,16 +431,3 @@ class Engine:
         if not job.rest:
             self._embeds.popleft()
             self._out.append(Embedded(job.id, tuple(job.vectors), job.tokens))
-
-
-def _common(left: list[int], right: list[int]) -> int:
-    """Length of the common beginning."""
-    for at, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return at
-    return min(len(left), len(right))
-
-
-def _rate(count: int, count_min: int, seconds: float) -> float:
-    """Tokens per second; 0 for fewer than `count_min`, which tell more of overheads than of the board."""
-    return count / seconds if count >= count_min and seconds > 0 else 0.0

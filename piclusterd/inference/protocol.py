@@ -29,6 +29,12 @@ MESSAGES_MAX = 1024
 """Of one chat: far more turns than fit any context here."""
 STOPS_MAX = 16
 """OpenAI allows 4, llama.cpp's clients use a few more; each is searched for at every token."""
+BIASES_MAX = 300
+"""Tokens whose logits one request may move: OpenAI's own limit."""
+TOP_LOGPROBS_MAX = 20
+"""Alternatives told of each token; OpenAI's limit."""
+FIELDS_MAX, OPTIONS_MAX, OPTION_CHARS_MAX = 16, 64, 128
+"""Of `choices`: each option is a few tokens in one batch, and a field is a pass."""
 EMBED_BATCH_MAX = 64
 """Texts in one frame; the pool splits longer lists, so that generation gets its turn in between."""
 
@@ -37,6 +43,7 @@ LENGTH_BYTES = 4
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+Bias = tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], Annotated[float, Meta(ge=-100.0, le=100.0)]]
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -48,11 +55,24 @@ class ChatMessage(Frame, frozen=True):
     content: str
 
 
+class Field(Frame, frozen=True):
+    """Options of which the most probable is the answer; with a `name`, the value of that key of a JSON object."""
+
+    name: Annotated[str, Meta(max_length=OPTION_CHARS_MAX)]
+    options: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=OPTION_CHARS_MAX)], ...],
+        Meta(min_length=1, max_length=OPTIONS_MAX),
+    ]
+
+
 class GenerateRequest(Frame, frozen=True):
     """One completion: of a chat where `messages` is not empty, else of the raw text `prompt`.
 
     `max_tokens` 0 means: until the context is full. `temperature` 0 is greedy. `json_schema` is JSON text; when set,
-    the answer is JSON that conforms to it (within what grammars can express).
+    the answer is JSON that conforms to it (within what grammars can express). With `choices`, nothing is sampled: of
+    each field the most probable option is taken, and `Done.choices` tells the probabilities (`choosing`).
+    `logit_bias` is pairs of token and what is added to its logit; `top_logprobs` counts the alternatives told of each
+    token where `logprobs` is set.
     """
 
     model: Annotated[str, Meta(max_length=256)] = ""
@@ -69,6 +89,10 @@ class GenerateRequest(Frame, frozen=True):
     seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=STOPS_MAX)] = ()
     json_schema: str = ""
+    logit_bias: Annotated[tuple[Bias, ...], Meta(max_length=BIASES_MAX)] = ()
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] = 0
+    choices: Annotated[tuple[Field, ...], Meta(max_length=FIELDS_MAX)] = ()
 
     @property
     def text_length(self) -> int:
@@ -122,14 +146,28 @@ class LoadFailed(Frame, frozen=True, tag="load-failed"):
     why: str
 
 
+class TokenLogprob(Frame, frozen=True):
+    """A token's bytes and the logarithm of its probability before sampling; `top`: the same of the likeliest."""
+
+    text: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
 class Delta(Frame, frozen=True, tag="delta"):
+    """`logprobs` is of the tokens since the last Delta, whether their text is out yet or not."""
+
     id: int
     text: str
     tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Done(Frame, frozen=True, tag="done"):
-    """The end of an answer. Rates are of this request, tokens per second; 0 where too short to tell."""
+    """The end of an answer. Rates are of this request, tokens per second; 0 where too short to tell.
+
+    `choices`: of each field asked for, the probability of each option, given that the answer is one of them.
+    """
 
     id: int
     reason: Literal["stop", "length", "cancelled"]
@@ -138,6 +176,7 @@ class Done(Frame, frozen=True, tag="done"):
     cached_tokens: int = 0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
+    choices: tuple[tuple[float, ...], ...] = ()
 
 
 class Embedded(Frame, frozen=True, tag="embedded"):
@@ -200,6 +239,7 @@ def _finite(request: GenerateRequest) -> bool:
         for value in (
             request.temperature, request.top_p, request.min_p,
             request.repeat_penalty, request.frequency_penalty, request.presence_penalty,
+            *(bias for _, bias in request.logit_bias),
         )
     )  # fmt: skip
 

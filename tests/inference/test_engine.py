@@ -139,6 +139,27 @@ def test_an_answer_under_a_schema_parses_and_conforms(engine: Engine, seed: int)
         assert len(answer["reason"]) <= 40
 
 
+def test_what_a_schema_leaves_no_choice_about_is_not_sampled(engine: Engine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["bug", "chore"]}, "a constant": {"const": 17}, "sure": {"type": "boolean"}},
+        "required": ["kind", "a constant", "sure"],
+        "additionalProperties": False,
+    }
+    asked = msgspec.structs.replace(GREEDY, json_schema=json.dumps(schema), temperature=1.0, seed=3)
+    before = msgspec.structs.replace(asked, logprobs=True)  # each token is looked at then
+    engine.submit(1, before)
+    texts, ends = drained(engine)
+    forced, steps = engine.counts.forced_tokens, engine.counts.steps
+    assert json.loads(texts[1])["a constant"] == 17
+    engine.submit(2, asked)
+    texts, ends = drained(engine)
+    assert json.loads(texts[2]).keys() == {"kind", "a constant", "sure"}
+    assert ends[2].reason == "stop"
+    assert engine.counts.forced_tokens - forced > ends[2].completion_tokens / 2
+    assert engine.counts.steps - steps < ends[2].completion_tokens / 2
+
+
 def test_a_refused_schema_leaves_the_engine_idle(engine: Engine) -> None:
     with pytest.raises(UserError, match="refused"):
         engine.submit(1, varied(1, json_schema='{"type": "array", "items": {}, "maxItems": 1000000}'))

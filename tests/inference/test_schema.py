@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from piclusterd.errors import UserError
-from piclusterd.inference.llama import compile_schema
+from piclusterd.inference.grammar import compile_schema
 from piclusterd.inference.schema import check_schema
 
 

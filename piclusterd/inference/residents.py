@@ -1,0 +1,164 @@
+"""What the KV memory holds: a sequence number ("seat") for each answer, and for prompts read before.
+
+    prompt ──seat with the longest common beginning──▶ shared (copies nothing) ──▶ a free seat ──▶ the rest is read
+    seat left ──▶ idle, its tokens stay ──▶ shared with a later prompt, or emptied when memory runs out, oldest first
+    seat of an answer that must wait ──swap_out──▶ its state in RAM ──swap_in──▶ any seat, and on it goes
+
+Invariant: `Seat.tokens` is exactly what the memory holds of that sequence. Sequences that begin alike share the cells
+of their beginning (unified memory), so together they form a prefix tree, which is kept as what it is: at most some
+hundred lists, compared by slices. One thread owns it. Runs only in the child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .llama import Context
+
+SWAP_BYTES_MAX = 256 * 1024 * 1024
+"""States kept in RAM together. An answer whose state does not fit is read again when its turn comes."""
+
+
+@dataclass(slots=True)
+class Seat:
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    taken: bool = False
+    used: int = 0
+    """When it was last used; a count, not a time."""
+
+
+class Residents:
+    """`seats` sequences of `context`, whose numbers start at 0. `reusable`: whether a sequence can be cut and shared
+    (plain full attention)."""
+
+    def __init__(self, context: Context, seats: int, reusable: bool) -> None:
+        self._context = context
+        self._reusable = reusable
+        self._seats = [Seat(number) for number in range(seats)]
+        self._clock = 0
+        self._swapped = 0
+        """Bytes of states in RAM."""
+
+    def place(self, tokens: list[int]) -> Seat:
+        """A seat that holds as much of the beginning of `tokens` as any does, but never their last.
+
+        There must be a seat that is not taken.
+        """
+        best = max(self._seats, key=lambda seat: (common(seat.tokens, tokens), not seat.taken, seat.used))
+        keep = min(common(best.tokens, tokens), len(tokens) - 1) if self._reusable else 0
+        whole = not best.taken and keep >= len(best.tokens) - 1
+        seat = best if whole and best.tokens else self._free(best)
+        if seat is best or not keep:
+            self.cut(seat, keep)
+        else:
+            self.empty(seat)
+            self._context.share(best.number, seat.number, keep)
+            seat.tokens = best.tokens[:keep]
+        seat.taken = True
+        self.touch(seat)
+        return seat
+
+    def _free(self, best: Seat) -> Seat:
+        """An empty seat, else the one unused for longest; `best` only where there is no other."""
+        free = [seat for seat in self._seats if not seat.taken]
+        return min(free, key=lambda seat: (bool(seat.tokens), seat is best, seat.used))
+
+    def held(self, tokens: list[int], taken_only: bool = False) -> int:
+        """How many of the first of `tokens` are in the memory."""
+        if not self._reusable:
+            return 0
+        seats = [seat for seat in self._seats if seat.taken or not taken_only]
+        return max((common(seat.tokens, tokens) for seat in seats), default=0)
+
+    def fits(self, wanted: int) -> bool:
+        """Whether the memory has `wanted` cells left."""
+        size = self._context.size
+        if sum(len(seat.tokens) for seat in self._seats) + wanted <= size:
+            return True
+        return distinct(seat.tokens for seat in self._seats) + wanted <= size
+
+    @property
+    def cells(self) -> int:
+        """Cells of memory that taken seats hold, each counted once."""
+        return distinct(seat.tokens for seat in self._seats if seat.taken)
+
+    def touch(self, seat: Seat) -> None:
+        self._clock += 1
+        seat.used = self._clock
+
+    def cut(self, seat: Seat, length: int) -> None:
+        """Keep the first `length` tokens of `seat`; fewer (none) where its kind cannot be cut."""
+        if length == len(seat.tokens):
+            return
+        if not self._context.keep(seat.number, length):
+            self._context.keep(seat.number, 0)
+            length = 0
+        del seat.tokens[length:]
+
+    def empty(self, seat: Seat) -> None:
+        if seat.tokens:
+            self._context.keep(seat.number, 0)
+        seat.tokens = []
+
+    def drop_idle(self) -> bool:
+        """Empty the seat that has been idle for longest; False where none is."""
+        idle = [seat for seat in self._seats if not seat.taken and seat.tokens]
+        if idle:
+            self.empty(min(idle, key=lambda seat: seat.used))
+        return bool(idle)
+
+    def swap_out(self, seat: Seat) -> bytes:
+        """Empty `seat` and give it up. Its state, for `swap_in`; empty where it is to be read again."""
+        state = self._context.save(seat.number, SWAP_BYTES_MAX - self._swapped)
+        self._swapped += len(state)
+        self.empty(seat)
+        seat.taken = False
+        return state
+
+    def swap_in(self, state: bytes, tokens: list[int]) -> Seat | None:
+        """A seat with what `swap_out` took from one that held `tokens`; None where the memory has no room."""
+        self.forget(state)
+        seat = self._free(self._seats[0])
+        self.empty(seat)
+        while not self.fits(len(tokens)) and self.drop_idle():
+            pass
+        if not self._context.restore(seat.number, state):
+            return None
+        seat.tokens, seat.taken = list(tokens), True
+        self.touch(seat)
+        return seat
+
+    def forget(self, state: bytes) -> None:
+        """`state` is not needed any more."""
+        self._swapped -= len(state)
+
+    def clear(self) -> None:
+        """The memory is in an unknown state: nothing is in it from now on."""
+        self._context.clear()
+        for seat in self._seats:
+            seat.tokens, seat.taken = [], False
+
+
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common beginning, by bisection over slices (which compare at the speed of C)."""
+    low, high = 0, min(len(left), len(right))
+    if high == 0 or left[0] != right[0]:
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def distinct(lists: Iterable[list[int]]) -> int:
+    """Nodes of the prefix tree of `lists`: tokens, with common beginnings counted once."""
+    total, before = 0, list[int]()
+    for tokens in sorted(lists):
+        total += len(tokens) - common(before, tokens)
+        before = tokens
+    return total

@@ -1,0 +1,120 @@
+"""One request inside the engine: its tokens, where its answer stands, and what is to be told of it.
+
+    tokens = prompt + answer so far        seat.tokens = what of them the memory holds        remaining = the rest
+
+Runs only in the child.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from .choosing import Choosing
+from .detokenise import TextStream
+from .llama import Logits
+from .protocol import Delta, Done, TokenLogprob
+from .residents import Seat
+from .sampler import Sampler
+from .schedule import CHUNK_TOKENS_MIN, EXPECTED_ANSWER, Pending
+
+Reason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    id: int
+    tokens: list[int]
+    prompt_length: int
+    limit: int
+    """Tokens the answer may have."""
+    text: TextStream
+    sampler: Sampler | None = None
+    choosing: Choosing | None = None
+    """One of the two."""
+    top_logprobs: int | None = None
+    """Alternatives told of each token; None: no log-probabilities at all."""
+    seat: Seat | None = None
+    state: bytes = b""
+    """What `Residents.swap_out` left of it while it waits for its second turn."""
+    state_tokens: int = 0
+    """How many of `tokens` that holds."""
+    cached: int = 0
+    overtaken: int = 0
+    unreported: int = 0
+    """Tokens since the last Delta."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of those."""
+    started: float = 0.0
+    first: float = 0.0
+    """When its prompt began to be read, and when its first token was there; seconds."""
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def past(self) -> int:
+        return len(self.seat.tokens) if self.seat is not None else 0
+
+    @property
+    def expected(self) -> int:
+        """Tokens it is expected to have in the memory when it ends."""
+        return len(self.tokens) + min(self.limit - self.generated, EXPECTED_ANSWER)
+
+    @property
+    def pending(self) -> Pending:
+        remaining = len(self.tokens) - self.past
+        if self.choosing is not None:
+            answering = bool(self.choosing.probabilities)
+            return Pending(remaining, answering, len(self.choosing.nodes), len(self.choosing.group))
+        return Pending(remaining, self.past >= self.prompt_length)
+
+    def close(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
+
+    def delta(self, text: str) -> list[Delta]:
+        """`text` as what is to be told, with the tokens since the last time; nothing for no text."""
+        if not text:
+            return []
+        told = Delta(self.id, text, self.unreported, tuple(self.logprobs))
+        self.unreported, self.logprobs = 0, []
+        return [told]
+
+    def end(self, reason: Reason) -> Done:
+        now = time.perf_counter()
+        read, wrote = self.prompt_length - self.cached, self.generated - 1
+        return Done(
+            id=self.id,
+            reason=reason,
+            prompt_tokens=self.prompt_length,
+            completion_tokens=self.generated,
+            cached_tokens=self.cached,
+            prefill_tps=_rate(read, CHUNK_TOKENS_MIN, self.first - self.started),
+            decode_tps=_rate(wrote, 1, now - self.first) if self.first and self.choosing is None else 0.0,
+            choices=tuple(self.choosing.probabilities) if self.choosing is not None else (),
+        )
+
+
+def log_probabilities(logits: Logits) -> Logits:
+    """The log-softmax of `logits`."""
+    shifted = logits - logits.max()
+    result: Logits = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def likeliest(logs: Logits, count: int) -> list[int]:
+    """The `count` most probable tokens, the best first."""
+    if count == 0:
+        return []
+    best = np.argpartition(logs, -count)[-count:]
+    return [int(token) for token in best[np.argsort(-logs[best], kind="stable")]]
+
+
+def _rate(count: int, count_min: int, seconds: float) -> float:
+    """Tokens per second; 0 for fewer than `count_min`, which tell more of overheads than of the board."""
+    return count / seconds if count >= count_min and seconds > 0 else 0.0
