@@ -380,7 +380,7 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: Reason) -> None:
         self._leave(sequence)
         if reason != "cancelled":
-            self._out += sequence.delta(sequence.text.finish())
+            self._out += sequence.delta(sequence.text.finish(), last=True)
         self._out.append(sequence.end(reason))
 
     def _leave(self, sequence: Sequence) -> None:

@@ -1,10 +1,12 @@
 """OpenAI request bodies, checked, as the requests our children understand.
 
 Unknown fields are ignored, as clients expect. What is known is checked by type and range; what would change the answer
-and is not supported (more than one choice, images) is refused rather than ignored. Both the HTTP API and workflows
+and is not supported (images) is refused rather than ignored. Both the HTTP API and workflows
 (`Serving.complete`) come through here.
 
-Shapes: OpenAI API reference, `chat/create`, `completions/create`, `embeddings/create`.
+Shapes: OpenAI API reference, `chat/create`, `completions/create`, `embeddings/create`. Beyond it, as vLLM names it:
+`guided_choice` (or `structured_outputs.choice`), a list of options, of which the most probable is the answer; here also
+an object of such lists, whose answer is a JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +20,20 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UserError
-from .protocol import MESSAGES_MAX, PROMPT_CHARS_MAX, STOPS_MAX, ChatMessage, EmbedRequest, GenerateRequest
+from .protocol import (
+    BIASES_MAX,
+    FIELDS_MAX,
+    MESSAGES_MAX,
+    OPTION_CHARS_MAX,
+    OPTIONS_MAX,
+    PROMPT_CHARS_MAX,
+    STOPS_MAX,
+    TOP_LOGPROBS_MAX,
+    ChatMessage,
+    EmbedRequest,
+    Field,
+    GenerateRequest,
+)
 
 SEED_MASK = 2**32 - 1
 """Clients send 64-bit and negative seeds; llama.cpp takes 32 bits."""
@@ -27,7 +42,11 @@ TOKENS_MAX = 2**31 - 1
 
 Name = Annotated[str, Meta(max_length=256)]
 Prompt = Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)]
-Choices = Annotated[int, Meta(ge=1, le=1)]
+Choices = Annotated[int, Meta(ge=1, le=8)]
+"""Answers to one request: each takes a place of the model."""
+Option = Annotated[str, Meta(min_length=1, max_length=OPTION_CHARS_MAX)]
+Options = Annotated[list[Option], Meta(min_length=1, max_length=OPTIONS_MAX)]
+Guided = Options | Annotated[dict[Option, Options], Meta(min_length=1, max_length=FIELDS_MAX)]
 Tokens = Annotated[int, Meta(ge=1)]
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -59,6 +78,10 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+class StructuredOutputs(msgspec.Struct):
+    choice: Guided | None = None
+
+
 class SamplingBody(msgspec.Struct):
     """What chats and completions have in common. Null means the default, as clients send it."""
 
@@ -76,16 +99,24 @@ class SamplingBody(msgspec.Struct):
     repeat_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
     seed: int | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Meta(ge=-100.0, le=100.0)]], Meta(max_length=BIASES_MAX)] | None
+    ) = None
+    guided_choice: Guided | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
     messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=MESSAGES_MAX)]
     max_completion_tokens: Tokens | None = None
     response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
 
 
 class CompletionBody(SamplingBody, kw_only=True):
     prompt: Prompt | Annotated[list[Prompt], Meta(min_length=1, max_length=1)]
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
@@ -126,12 +157,20 @@ def chat_request(body: ChatBody) -> GenerateRequest:
         messages=tuple(_message(number, message) for number, message in enumerate(body.messages)),
         max_tokens=min(body.max_completion_tokens or body.max_tokens or 0, TOKENS_MAX),
         json_schema=_schema(body.response_format),
+        logprobs=bool(body.logprobs),
+        top_logprobs=body.top_logprobs or 0,
     )
 
 
 def completion_request(body: CompletionBody) -> GenerateRequest:
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-    return _request(body, prompt=prompt, max_tokens=min(body.max_tokens or 0, TOKENS_MAX))
+    return _request(
+        body,
+        prompt=prompt,
+        max_tokens=min(body.max_tokens or 0, TOKENS_MAX),
+        logprobs=body.logprobs is not None,
+        top_logprobs=body.logprobs or 0,
+    )
 
 
 def embed_request(body: EmbeddingsBody) -> EmbedRequest:
@@ -152,7 +191,25 @@ def _request(body: SamplingBody, **rest: Any) -> GenerateRequest:
         given["seed"] = body.seed & SEED_MASK
     stops = body.stop or ()
     given["stop"] = (stops,) if isinstance(stops, str) else tuple(stops)
+    given["logit_bias"] = tuple(_bias(token, bias) for token, bias in (body.logit_bias or {}).items())
+    given["choices"] = _fields(body)
     return GenerateRequest(model=body.model, **given, **rest)
+
+
+def _bias(token: str, bias: float) -> tuple[int, float]:
+    if not re.fullmatch(r"[0-9]{1,9}", token):
+        raise UserError(f"{token!r} is not a token's number", param="logit_bias")
+    return int(token), bias
+
+
+def _fields(body: SamplingBody) -> tuple[Field, ...]:
+    guided = body.guided_choice or (body.structured_outputs and body.structured_outputs.choice)
+    if not guided:
+        return ()
+    lists = guided if isinstance(guided, dict) else {"": guided}
+    if any(len(set(options)) < len(options) for options in lists.values()):
+        raise UserError("an option is given twice", param="guided_choice")
+    return tuple(Field(name, tuple(options)) for name, options in lists.items())
 
 
 def _message(number: int, body: MessageBody) -> ChatMessage:

@@ -77,9 +77,10 @@ class Sequence:
         if self.sampler is not None:
             self.sampler.close()
 
-    def delta(self, text: str) -> list[Delta]:
-        """`text` as what is to be told, with the tokens since the last time; nothing for no text."""
-        if not text:
+    def delta(self, text: str, last: bool = False) -> list[Delta]:
+        """`text` as what is to be told, with the tokens since the last time; nothing for no text, unless it is the
+        `last` chance to tell of them."""
+        if not text and not (last and self.logprobs):
             return []
         told = Delta(self.id, text, self.unreported, tuple(self.logprobs))
         self.unreported, self.logprobs = 0, []

@@ -3,7 +3,8 @@
     request ──parse──▶ Serving.generate ──Started──▶ headers ──Delta*──▶ SSE or one JSON ──Done──▶ usage, [DONE]
 
 While a request waits for its turn, a stream gets a comment every 10 s, so that proxies and clients keep it open. A
-client that goes away cancels its request: at the next write of a stream, at the next token otherwise. Answers name
+client that goes away cancels its request: at once where the application cancels handlers (`web.app` does), else at the
+next write of a stream, or the next token. Answers name
 the node (`X-Picluster-Node`, `X-Picluster-Why`); errors are OpenAI's objects, with `Retry-After` where waiting helps.
 Who may call, how large a body may be and the request's id are the application's business (`web.app`).
 """
@@ -18,8 +19,10 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from ..errors import NotFound, PiclusterError, Unavailable
@@ -43,6 +46,8 @@ KEEP_ALIVE_S = 10.0
 
 ListModels = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
 Item = Started | Delta | Done
+Indexed = tuple[int, Item]
+"""An item, and which of the `n` answers it belongs to."""
 
 
 def routes(serving: Serving, list_models: ListModels) -> list[web.RouteDef]:
@@ -96,12 +101,14 @@ class _Api:
         self, request: web.Request, body: SamplingBody, asked: GenerateRequest, chat: bool
     ) -> web.StreamResponse:
         prefix = "chatcmpl-" if chat else "cmpl-"
-        shape = schema.Shape(prefix + secrets.token_hex(12), int(time.time()), body.model, chat)
-        async with aclosing(self._serving.generate(asked)) as items:
+        name = prefix + secrets.token_hex(12)
+        shape = schema.Shape(name, int(time.time()), body.model, chat, asked.choices, asked.logprobs)
+        count = body.n or 1
+        async with aclosing(side_by_side([self._serving.generate(one) for one in _varied(asked, count)])) as items:
             if body.stream:
                 usage = body.stream_options is not None and bool(body.stream_options.include_usage)
                 return await _Stream(request, shape, usage).send(items)
-            return await _whole(request, shape, items)
+            return await _whole(request, shape, items, count)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         body = parse(await request.read(), EmbeddingsBody)
@@ -127,26 +134,67 @@ def _node_headers(choice: Choice) -> dict[str, str]:
     return {"X-Picluster-Node": re.sub(r"[^\x21-\x7e]", "?", choice.name or choice.node), "X-Picluster-Why": why}
 
 
+def _varied(asked: GenerateRequest, count: int) -> list[GenerateRequest]:
+    """`count` times the same request, each with a seed of its own where a seed is given."""
+    if asked.seed is None or count == 1:
+        return [asked] * count
+    return [msgspec.structs.replace(asked, seed=(asked.seed + number) % 2**32) for number in range(count)]
+
+
+async def side_by_side(answers: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[Indexed, None]:
+    """The items of all `answers` as they come, with the number of the answer. Closing it closes them all."""
+    if len(answers) == 1:
+        async with aclosing(answers[0]) as items:
+            async for item in items:
+                yield 0, item
+        return
+    coming: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue(len(answers))
+    pumps = [asyncio.create_task(_pump(index, answer, coming)) for index, answer in enumerate(answers)]
+    try:
+        for _ in answers:
+            while (got := await coming.get()) is not None:
+                if isinstance(got, Exception):
+                    raise got
+                yield got
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _pump(
+    index: int, answer: AsyncGenerator[Item, None], coming: asyncio.Queue[Indexed | Exception | None]
+) -> None:
+    try:
+        async with aclosing(answer) as items:
+            async for item in items:
+                await coming.put((index, item))
+    except Exception as fault:  # whatever it is, the one who reads is to have it
+        await coming.put(fault)
+    await coming.put(None)
+
+
 async def _whole(
-    request: web.Request, shape: schema.Shape, items: AsyncGenerator[Item, None]
+    request: web.Request, shape: schema.Shape, items: AsyncGenerator[Indexed, None], count: int
 ) -> web.StreamResponse:  # fmt: skip
-    text: list[str] = []
+    answers = [schema.Answer() for _ in range(count)]
     headers: dict[str, str] = {}
-    async for item in items:
+    async for index, item in items:
         match item:
             case Started(choice=choice):
                 headers, shape = _node_headers(choice), _of_model(shape, choice)
             case Delta():
-                text.append(item.text)
+                answers[index].text += item.text
+                answers[index].logprobs += item.logprobs
                 if request.transport is None or request.transport.is_closing():
                     raise Unavailable("the client has gone away")  # nobody reads this; leaving cancels the request
             case Done():
-                return web.json_response(shape.whole("".join(text), item), headers=headers)
-    raise AssertionError("an answer ends with Done")
+                answers[index].done = item
+    return web.json_response(shape.whole(answers), headers=headers)
 
 
 def _of_model(shape: schema.Shape, choice: Choice) -> schema.Shape:
-    return schema.Shape(shape.id, shape.created, choice.model, shape.chat)
+    return replace(shape, model=choice.model)
 
 
 class _Stream:
@@ -156,15 +204,18 @@ class _Stream:
         self._request = request
         self._shape = shape
         self._usage = usage
+        self._ended: list[Done] = []
         self._response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
 
-    async def send(self, items: AsyncGenerator[Item, None]) -> web.StreamResponse:
+    async def send(self, items: AsyncGenerator[Indexed, None]) -> web.StreamResponse:
         try:
             async with aclosing(_with_silences(items, KEEP_ALIVE_S)) as heard:
-                async for item in heard:
-                    await self._item(item)
+                async for heard_of in heard:
+                    await self._item(*(heard_of or (0, None)))
+            if self._usage:
+                await self._event(self._shape.usage_chunk(self._ended))
         except PiclusterError as fault:
             if not self._response.prepared:
                 raise
@@ -175,7 +226,7 @@ class _Stream:
         await self._response.write_eof()
         return self._response
 
-    async def _item(self, item: Item | None) -> None:
+    async def _item(self, index: int, item: Item | None) -> None:
         if isinstance(item, Started):
             self._shape = _of_model(self._shape, item.choice)
             if not self._response.prepared:
@@ -187,19 +238,18 @@ class _Stream:
                 await self._response.write(b": queued\n\n")
             case Started():
                 if self._shape.chat:
-                    await self._event(self._shape.opening())
+                    await self._event(self._shape.opening(index))
             case Delta():
-                await self._event(self._shape.part(item.text))
+                await self._event(self._shape.part(index, item.text, item.logprobs))
             case Done():
-                await self._event(self._shape.ending(item))
-                if self._usage:
-                    await self._event(self._shape.usage_chunk(item))
+                self._ended.append(item)
+                await self._event(self._shape.ending(index, item))
 
     async def _event(self, data: Mapping[str, Any]) -> None:
         await self._response.write(b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n")
 
 
-async def _with_silences(items: AsyncIterator[Item], silence_s: float) -> AsyncGenerator[Item | None, None]:
+async def _with_silences(items: AsyncIterator[Indexed], silence_s: float) -> AsyncGenerator[Indexed | None, None]:
     """`items`, and a None for each `silence_s` without one. Closing it cancels what is awaited of `items`."""
     while True:
         coming = asyncio.ensure_future(anext(items))

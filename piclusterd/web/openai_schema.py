@@ -8,54 +8,87 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
-from ..inference.protocol import Done, Embedded
+from ..inference.protocol import Done, Embedded, Field, TokenLogprob
 
 Json = dict[str, Any]
 
 
+@dataclass(slots=True)
+class Answer:
+    """One of the `n` answers, as far as it has come."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    done: Done | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One answer's constant parts. `chat` chooses between the two kinds of completion; `created` is a Unix time."""
+    """One completion's constant parts. `chat` chooses between the two kinds; `created` is a Unix time."""
 
     id: str
     created: int
     model: str
     chat: bool
+    asked: tuple[Field, ...] = ()
+    """What was to be chosen between."""
+    logprobs: bool = False
 
-    def whole(self, text: str, done: Done) -> Json:
-        """The answer in one piece."""
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason(done)}
+    def whole(self, answers: Sequence[Answer]) -> Json:
+        """The answers in one piece."""
         kind = "chat.completion" if self.chat else "text_completion"
-        return self._envelope(kind, [choice]) | {"usage": usage(done)}
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+        return self._envelope(kind, choices) | {"usage": usage([answer.done for answer in answers if answer.done])}
 
-    def opening(self) -> Json:
+    def _choice(self, index: int, answer: Answer) -> Json:
+        assert answer.done is not None, "it has come to its end"
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        content = {"message": message} if self.chat else {"text": answer.text}
+        logprobs = self._logprobs(answer.logprobs)
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason(answer.done)}
+        return choice | self._probabilities(answer.done)
+
+    def opening(self, index: int) -> Json:
         """The first chunk of a chat: who speaks."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        return self._chunk(index, {"role": "assistant", "content": ""}, None)
 
-    def part(self, text: str) -> Json:
-        return self._chunk({"content": text} if self.chat else {"text": text}, None)
+    def part(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Json:
+        return self._chunk(index, {"content": text} if self.chat else {"text": text}, None, self._logprobs(logprobs))
 
-    def ending(self, done: Done) -> Json:
-        return self._chunk({} if self.chat else {"text": ""}, finish_reason(done))
+    def ending(self, index: int, done: Done) -> Json:
+        chunk = self._chunk(index, {} if self.chat else {"text": ""}, finish_reason(done))
+        chunk["choices"][0] |= self._probabilities(done)
+        return chunk
 
-    def usage_chunk(self, done: Done) -> Json:
+    def usage_chunk(self, dones: Sequence[Done]) -> Json:
         """The extra last chunk that `stream_options.include_usage` asks for."""
-        return self._envelope(self._chunk_kind, []) | {"usage": usage(done)}
+        return self._envelope(self._chunk_kind, []) | {"usage": usage(dones)}
+
+    def _probabilities(self, done: Done) -> Json:
+        """`choice_probabilities`: by option; where fields have names, by name and option."""
+        told = {
+            asked.name: dict(zip(asked.options, found, strict=True))
+            for asked, found in zip(self.asked, done.choices, strict=False)
+        }
+        return {"choice_probabilities": told.get("", told)} if told else {}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> Json | None:
+        if not self.logprobs:
+            return None
+        return _chat_logprobs(tokens) if self.chat else _text_logprobs(tokens)
 
     @property
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _chunk(self, content: Json, reason: str | None) -> Json:
+    def _chunk(self, index: int, content: Json, reason: str | None, logprobs: Json | None = None) -> Json:
         body = {"delta": content} if self.chat else content
-        return self._envelope(
-            self._chunk_kind, [{"index": 0, **body, "logprobs": None, "finish_reason": reason}]
-        )  # fmt: skip
+        choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": reason}
+        return self._envelope(self._chunk_kind, [choice])
 
     def _envelope(self, kind: str, choices: list[Json]) -> Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
@@ -65,12 +98,38 @@ def finish_reason(done: Done) -> str:
     return "length" if done.reason == "length" else "stop"
 
 
-def usage(done: Done) -> Json:
+def usage(dones: Sequence[Done]) -> Json:
+    """Of all answers to one prompt, which counts once."""
+    prompt, cached = dones[0].prompt_tokens, dones[0].cached_tokens
+    completion = sum(done.completion_tokens for done in dones)
     return {
-        "prompt_tokens": done.prompt_tokens,
-        "completion_tokens": done.completion_tokens,
-        "total_tokens": done.prompt_tokens + done.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
+    content = [
+        _token(told.text, told.logprob) | {"top_logprobs": [_token(text, logprob) for text, logprob in told.top]}
+        for told in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(text: bytes, logprob: float) -> Json:
+    return {"token": text.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(text)}
+
+
+def _text_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
+    texts = [told.text.decode("utf-8", "replace") for told in tokens]
+    tops = [{text.decode("utf-8", "replace"): logprob for text, logprob in told.top} for told in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [told.logprob for told in tokens],
+        "top_logprobs": tops,
+        "text_offset": [sum(map(len, texts[:at])) for at in range(len(texts))],
     }
 
 

@@ -181,6 +181,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": -5}, "max_completion_tokens"),
     ({"stop": [""]}, "stop[0]"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
+    ({"top_logprobs": 21}, "top_logprobs"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_choice": ["a", "a"]}, "guided_choice"),
+    ({"guided_choice": ["x" * 129]}, "guided_choice[0]"),
     ({"stop": ["x"] * 17}, "stop"),
     ({"stop": "x" * 100_000}, "stop"),
     ({"messages": []}, "messages"),
@@ -227,6 +233,96 @@ async def test_unknown_fields_nulls_and_absurd_lengths_are_tolerated() -> None:
         }  # fmt: skip
         status, _, answer = await api.post("/v1/chat/completions", body)
         assert status == 200, answer
+
+
+async def test_several_answers_come_side_by_side_whole_and_in_pieces() -> None:
+    async with running(slots=2) as api:
+        asked: dict[str, Any] = {"model": NAME, "messages": HELLO, "max_tokens": 8, "seed": 4, "temperature": 2.0}
+        asked["extra_body"] = {"top_k": 0, "min_p": 0.0}
+        asked["top_p"] = 1.0
+        whole = await api.client.chat.completions.create(**asked, n=3)
+        again = await api.client.chat.completions.create(**asked)
+        stream = await api.client.chat.completions.create(
+            **asked, n=3, stream=True, stream_options={"include_usage": True}
+        )
+        texts = ["", "", ""]
+        usage = None
+        async for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+            usage = chunk.usage
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert texts[0] == again.choices[0].message.content
+    assert len(set(texts)) > 1
+    assert usage is not None
+    assert whole.usage is not None
+    assert again.usage is not None
+    assert (usage.completion_tokens, usage.prompt_tokens) == (whole.usage.completion_tokens, again.usage.prompt_tokens)
+
+
+async def test_log_probabilities_are_told_of_every_token() -> None:
+    async with running() as api:
+        asked: dict[str, Any] = {"model": NAME, "messages": HELLO, "max_tokens": 6, "temperature": 0}
+        whole = await api.client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+        stream = await api.client.chat.completions.create(**asked, logprobs=True, stream=True)
+        parts = [chunk.choices[0] async for chunk in stream]
+        old = await api.client.completions.create(model=NAME, prompt="Title:", max_tokens=4, temperature=0, logprobs=2)
+    told = whole.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert whole.usage is not None
+    assert len(told.content) == whole.usage.completion_tokens
+    assert "".join(token.token for token in told.content) == whole.choices[0].message.content
+    for token in told.content:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].logprob == token.logprob  # greedy: the likeliest is taken
+    streamed = [token for part in parts if part.logprobs for token in part.logprobs.content or []]
+    assert [token.token for token in streamed] == [token.token for token in told.content]
+    assert old.choices[0].logprobs is not None
+    assert "".join(old.choices[0].logprobs.tokens or []) == old.choices[0].text
+
+
+async def test_a_bias_bans_a_token_or_forces_it() -> None:
+    async with running() as api:
+        asked: dict[str, Any] = {"model": NAME, "messages": HELLO, "max_tokens": 3, "temperature": 0}
+        free = await api.client.chat.completions.create(**asked)
+        forced = await api.client.chat.completions.create(**asked, logit_bias={"70": 100})
+        outbid = await api.client.chat.completions.create(**asked, logit_bias={"70": 50, "71": 100, "72": -100})
+    text = forced.choices[0].message.content or ""
+    assert text != free.choices[0].message.content
+    assert text == text[: len(text) // 3] * 3 != ""
+    assert outbid.choices[0].message.content not in (text, free.choices[0].message.content)
+
+
+@pytest.mark.parametrize("field", ["guided_choice", "structured_outputs"])
+async def test_the_most_probable_option_is_answered_with_all_probabilities(field: str) -> None:
+    async with running() as api:
+        options = ["bug", "feature", "chore"]
+        extra = {field: options if field == "guided_choice" else {"choice": options}}
+        whole = await api.client.chat.completions.create(model=NAME, messages=HELLO, extra_body=extra)
+        stream = await api.client.chat.completions.create(model=NAME, messages=HELLO, extra_body=extra, stream=True)
+        chunks = [chunk async for chunk in stream]
+    probabilities = whole.choices[0].model_dump()["choice_probabilities"]
+    assert list(probabilities) == options
+    assert sum(probabilities.values()) == pytest.approx(1.0)
+    assert whole.choices[0].message.content == max(options, key=lambda option: probabilities[option])
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert chunks[-1].choices[0].model_dump()["choice_probabilities"] == pytest.approx(probabilities, abs=0.03)
+
+
+async def test_several_fields_are_chosen_in_one_request_and_make_json() -> None:
+    fields = {"type": ["bug", "feature"], "priority": ["P0", "P1", "P2"]}
+    async with running() as api:
+        answer = await api.client.chat.completions.create(
+            model=NAME, messages=HELLO, extra_body={"guided_choice": fields}
+        )
+    found = json.loads(answer.choices[0].message.content or "")
+    probabilities = answer.choices[0].model_dump()["choice_probabilities"]
+    assert list(found) == ["type", "priority"]
+    for name, options in fields.items():
+        assert found[name] == max(options, key=lambda option: probabilities[name][option])
 
 
 async def test_a_full_queue_is_429_with_a_time_to_come_again() -> None:
