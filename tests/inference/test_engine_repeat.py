@@ -34,7 +34,7 @@ TRIAGE = {
 
 
 CLOSE_CALLS = 0.02
-"""Of all prompts: llama.cpp adds up attention in an order that depends on the batch and on where in the memory a sequence
+"""Of all prompts: llama.cpp adds up attention in an order that depends on the batch and on where in memory a sequence
 lies, which settles a close call the other way now and then. (llama-server's answers differ by company likewise.)"""
 
 
