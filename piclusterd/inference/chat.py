@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, pass_context
 from jinja2.ext import loopcontrols
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import UserError
@@ -41,9 +42,10 @@ class ChatTemplate:
     """A compiled template. `specials` are the texts of the model's special tokens."""
 
     def __init__(self, source: str, specials: Iterable[str], bos: str = "", eos: str = "") -> None:
-        # Not optimized: folding constants while compiling would run a part of the template outside the deadline.
+        # Neither optimized nor finalized without the context: folding constants while compiling would run a part of the
+        # template outside the deadline (jinja folds what is output even where it does not optimize).
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], optimized=False
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], optimized=False, finalize=_as_it_is
         )
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
@@ -88,6 +90,11 @@ def _split(text: str, mark: str, spans: list[str]) -> list[Piece]:
         number, _, rest = tail.partition("\ue002")
         pieces += [Piece(spans[int(number)], False), Piece(rest, True)]
     return [piece for piece in pieces if piece.text]
+
+
+@pass_context
+def _as_it_is(_: Context, value: Any) -> Any:
+    return value
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:

@@ -2,6 +2,7 @@
 
     start ──process, Load──▶ Ready ──call(Generate)──▶ Delta*, Done      any moment ──death──▶ every call: Unavailable
 
+A child that has something to do and says nothing for `hang_s` is taken for hung, and killed.
 It owns the socket and pairs answers with callers by id. How the process comes to be and ends is `process`'s.
 """
 
@@ -36,6 +37,9 @@ from .protocol import (
     raised,
 )
 
+HANG_S = 120.0
+"""A busy child speaks every second between steps. The longest step is a pack of embeddings on a slow board."""
+
 
 class LoadFault(PiclusterError):
     """The child looked at the file and refused it: trying again would not help."""
@@ -56,14 +60,19 @@ class Child:
         self._last_id = 0
         self._dead: ChildDied | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._hang_s = HANG_S
+        self._silence: asyncio.Timeout | None = None
 
     @classmethod
-    async def start(cls, spec: ModelSpec, timeout_s: float, worker_socket: Path | None = None) -> tuple[Child, Ready]:
+    async def start(
+        cls, spec: ModelSpec, timeout_s: float, worker_socket: Path | None = None, hang_s: float = HANG_S
+    ) -> tuple[Child, Ready]:
         """A child with the model loaded; from systemd where `worker_socket` is there, else a process of our own.
 
         Raises `LoadFault` where the file is refused, `ChildDied` where the child ended or took over `timeout_s`.
         """
         child = await cls._begin(spec, worker_socket)
+        child._hang_s = hang_s
         try:
             async with asyncio.timeout(timeout_s):
                 first = await child._load(spec)
@@ -150,12 +159,20 @@ class Child:
         self._last_id += 1
         # Bounded by the tokens of one answer, at most the model's context.
         self._calls[self._last_id] = asyncio.Queue()
+        self._expect()
         return self._last_id, self._calls[self._last_id]
 
     def _close_call(self, number: int, cancel: bool) -> None:
         del self._calls[number]
+        self._expect()
         if cancel and self._dead is None:
             self._send(Cancel(number))
+
+    def _expect(self) -> None:
+        """From now on a frame must come within `hang_s`, while there is a call."""
+        if self._silence is not None and not self._silence.expired():
+            now = asyncio.get_running_loop().time()
+            self._silence.reschedule(now + self._hang_s if self._calls else None)
 
     async def _answer(self, answers: asyncio.Queue[FromChild | PiclusterError]) -> FromChild:
         frame = await answers.get()
@@ -183,13 +200,19 @@ class Child:
     async def _listen(self) -> None:
         """Hand answers to their callers until the child is gone; then tell them all."""
         try:
-            while True:
-                frame = await self._receive()
-                call = self._calls.get(getattr(frame, "id", 0))
-                if call is not None:  # else it was cancelled meanwhile
-                    call.put_nowait(frame)
+            async with asyncio.timeout(None) as self._silence:
+                while True:
+                    frame = await self._receive()
+                    self._expect()
+                    call = self._calls.get(getattr(frame, "id", 0))
+                    if call is not None:  # else it was cancelled meanwhile, or is a Beat
+                        call.put_nowait(frame)
+        except TimeoutError:
+            await self._end(grace_s=0)
+            why = f"It had said nothing for {self._hang_s:g} s."
         except (asyncio.IncompleteReadError, ConnectionError):
             why = await self._epitaph()
+        self._silence = None
         self._dead = ChildDied(f"the process of {self._name} died", why, "It is being started again.")
         for call in self._calls.values():
             call.put_nowait(self._dead)

@@ -18,21 +18,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from ..errors import Broken, PiclusterError, UserError
 from . import schedule
 from .chat import CHATML, ChatTemplate
 from .choosing import Choosing
 from .detokenise import TextStream
-from .embedder import EMBED_SEQUENCES, Embedder
+from .embedder import Embeddings
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
 from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, TokenLogprob, failed
 from .residents import Residents, common
 from .sampler import Sampler
-from .sequence import Reason, Sequence, likeliest, log_probabilities
+from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
 
 FORKS = 16
 """Options of `choices` in one batch: each is a sequence, and llama.cpp keeps a row of logits for each."""
@@ -40,38 +38,6 @@ SMOOTHING = 0.3
 """Weight of the newest measurement of prefill speed."""
 
 Output = Delta | Done | Embedded | Failed
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the engine has done so far, for tests and measurements."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    """Prompt tokens decoded (those found in the memory are not among them)."""
-    answer_tokens: int = 0
-    forced_tokens: int = 0
-    """Of the answers' tokens, those that no logits were looked at for."""
-    preempted: int = 0
-    restored: int = 0
-    """Of the preempted, those that went on from their state."""
-
-
-@dataclass(slots=True)
-class _EmbedJob:
-    id: int
-    rest: deque[list[int]]
-    tokens: int
-    vectors: list[bytes] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Where the logits of one sequence are in the batch: after its last token (-1: not there), and after nodes."""
-
-    sequence: Sequence
-    last: int
-    nodes: dict[int, int] | None = None
 
 
 class Engine:
@@ -91,11 +57,9 @@ class Engine:
             self._weights.bos_text(),
             self._weights.eos_text(),
         )
-        self._embed_threads = load.batch_threads
-        self._embedder: Embedder | None = None
+        self._embeddings = Embeddings(self._weights, load.batch_threads)
         self._active: list[Sequence] = []  # in the order of admission
         self._waiting: list[Sequence] = []
-        self._embeds: deque[_EmbedJob] = deque()
         self._out: list[Output] = []
         self._prefill_tps = 0.0
         self.counts = Counts()
@@ -104,8 +68,7 @@ class Engine:
     def close(self) -> None:
         for sequence in (*self._active, *self._waiting):
             sequence.close()
-        if self._embedder is not None:
-            self._embedder.close()
+        self._embeddings.close()
         self._context.close()
         self._weights.close()
 
@@ -117,7 +80,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._active or self._waiting or self._embeds or self._out)
+        return bool(self._active or self._waiting or self._embeddings.busy or self._out)
 
     # asking ------------------------------------------------------------------------------------------------------
     def submit(self, request_id: int, request: GenerateRequest) -> None:
@@ -179,21 +142,14 @@ class Engine:
 
     def submit_embed(self, request_id: int, texts: tuple[str, ...]) -> None:
         """Queue texts to embed. Raises `UserError` where one is empty or longer than the model can pool."""
-        if self._embedder is None:
-            self._embedder = Embedder(self._weights, self._embed_threads)
-        lists = [self._weights.tokenise(text, special=False, start=True) for text in texts]
-        for number, tokens in enumerate(lists):
-            if not tokens or len(tokens) > self._embedder.room:
-                fault = f"It has {len(tokens)} tokens; 1 to {self._embedder.room} can be embedded."
-                raise UserError(f"input {number} cannot be embedded", fault, param="input")
-        self._embeds.append(_EmbedJob(request_id, deque(lists), sum(map(len, lists))))
+        self._embeddings.submit(request_id, texts)
 
     def cancel(self, request_id: int) -> None:
         """Stop the request; its place is free at once. One that is not here any more is ignored."""
         for sequence in (*self._active, *self._waiting):
             if sequence.id == request_id:
                 self._finish(sequence, "cancelled")
-        self._embeds = deque(job for job in self._embeds if job.id != request_id)
+        self._embeddings.cancel(request_id)
 
     # working -----------------------------------------------------------------------------------------------------
     def step(self) -> list[Output]:
@@ -201,7 +157,7 @@ class Engine:
         self.counts.steps += 1
         self._admit()
         self._decode()
-        self._embed()
+        self._out += self._embeddings.step()
         out, self._out = self._out, []
         return out
 
@@ -279,7 +235,7 @@ class Engine:
         for row in rows:
             self._take(row)
 
-    def _fill(self, sequence: Sequence, share: schedule.Share, forks: Iterator[int]) -> _Rows:
+    def _fill(self, sequence: Sequence, share: schedule.Share, forks: Iterator[int]) -> Rows:
         """Put the share into the batch. Options' sequences hold what the sequence itself holds, and their own path."""
         seat, choosing = sequence.seat, sequence.choosing
         assert seat is not None, "an active sequence has a seat"
@@ -292,7 +248,7 @@ class Engine:
             row = self._context.add(sequence.tokens[position], position, (seat.number, *own), wanted)
             last = row if wanted else -1
         if not share.tree or choosing is None:
-            return _Rows(sequence, last)
+            return Rows(sequence, last)
         parents = {node.parent for node in choosing.nodes}
         nodes = {}
         for number, node in enumerate(choosing.nodes):
@@ -300,7 +256,7 @@ class Engine:
             row = self._context.add(node.token, len(sequence.tokens) + node.depth, sequences, number in parents)
             if number in parents:
                 nodes[number] = row
-        return _Rows(sequence, last, nodes)
+        return Rows(sequence, last, nodes)
 
     def _measure(self, shares: list[schedule.Share], seconds: float) -> None:
         prompt = sum(share.count for share in shares if share.count > 1)
@@ -309,7 +265,7 @@ class Engine:
             self._prefill_tps += (newest - self._prefill_tps) * (SMOOTHING if self._prefill_tps else 1.0)
 
     # what the logits say -----------------------------------------------------------------------------------------
-    def _take(self, rows: _Rows) -> None:
+    def _take(self, rows: Rows) -> None:
         sequence = rows.sequence
         if rows.last < 0:
             return
@@ -356,7 +312,7 @@ class Engine:
         if sequence.sampler.ended:
             self._finish(sequence, "stop")
 
-    def _score(self, sequence: Sequence, rows: _Rows) -> None:
+    def _score(self, sequence: Sequence, rows: Rows) -> None:
         choosing, seat = sequence.choosing, sequence.seat
         assert choosing is not None
         assert seat is not None
@@ -413,21 +369,3 @@ class Engine:
             self._leave(sequence)
             self._out.append(failed(sequence.id, fault))
         self._residents.clear()
-
-    def _embed(self) -> None:
-        if not self._embeds or self._embedder is None:
-            return
-        job, room = self._embeds[0], self._embedder.room
-        pack: list[list[int]] = []
-        while job.rest and len(job.rest[0]) <= room and len(pack) < EMBED_SEQUENCES:
-            room -= len(job.rest[0])
-            pack.append(job.rest.popleft())
-        try:
-            job.vectors += self._embedder.embed(pack)
-        except Broken as fault:
-            self._embeds.popleft()
-            self._out.append(failed(job.id, fault))
-            return
-        if not job.rest:
-            self._embeds.popleft()
-            self._out.append(Embedded(job.id, tuple(job.vectors), job.tokens))

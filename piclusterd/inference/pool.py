@@ -1,7 +1,8 @@
 """The models this node serves: one child process each, a bounded queue before each, and what is measured of each.
 
     start ──▶ loading ──Ready──▶ ready ──child died──▶ loading (after a backoff) …
-                 ├── the file is refused, or two deaths while loading ──▶ failed (quarantined, with the reason)
+                 ├── the file is refused, or two deaths while loading ──▶ failed, with the reason
+    ready ──two deaths and no request finished in between──▶ failed (quarantined) ──QUARANTINE_S──▶ loading
                  └── close ──▶ stopped
 
 It owns the children and decides admission: as many requests as the model has slots are with the child, `queue_max`
@@ -22,7 +23,7 @@ from typing import Literal
 
 from ..errors import NotFound, Overloaded, Unavailable
 from ..wire import ModelFacts
-from .child import Child, ChildDied, LoadFault
+from .child import HANG_S, Child, ChildDied, LoadFault
 from .models import ModelSpec
 from .protocol import EMBED_BATCH_MAX, Delta, Done, Embedded, GenerateRequest, Ready
 
@@ -32,10 +33,12 @@ State = Literal["loading", "ready", "failed", "stopped"]
 
 LOADING_DEATHS_MAX = 2
 """One death may be an accident (the OOM killer); two at the same point are the file's doing."""
-BACKOFF_S, BACKOFF_MAX_S = 0.25, 30.0
-"""Before a dead child is started again: the first and the longest pause; it doubles from death to death."""
-BACKOFF_DOUBLINGS = 7
-"""After which the longest pause is reached anyway."""
+DEATHS_MAX = 2
+"""Without a request finished in between: what kills it would kill it again."""
+QUARANTINE_S = 600.0
+"""What a model that keeps dying is left alone for; each later death starts it anew."""
+BACKOFF_S = 0.25
+"""Before a dead child is started again, at most."""
 SMOOTHING = 0.2
 """Weight of the newest measurement in the running averages."""
 REQUEST_S = 5.0
@@ -63,6 +66,7 @@ class Served:
         load_timeout_s: float,
         on_change: Callable[[], None],
         worker_socket: Path | None = None,
+        hang_s: float = HANG_S,
     ) -> None:
         self.spec = spec
         self.state: State = "loading"
@@ -75,6 +79,7 @@ class Served:
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
         self._worker_socket = worker_socket
+        self._hang_s = hang_s
         self._on_change = on_change
         self._turn = asyncio.Semaphore(spec.slots)  # first come, first served
         self._changed = asyncio.Event()
@@ -102,7 +107,9 @@ class Served:
         loading_deaths = 0
         while True:
             try:
-                self.child, self.ready = await Child.start(self.spec, self._load_timeout_s, self._worker_socket)
+                self.child, self.ready = await Child.start(
+                    self.spec, self._load_timeout_s, self._worker_socket, self._hang_s
+                )
             except LoadFault as fault:
                 self._give_up(str(fault))
                 return
@@ -115,7 +122,9 @@ class Served:
                 continue
             loading_deaths = 0
             self._become("ready")
-            await self._back_off(await self._watch(self.child))
+            death = await self._watch(self.child)
+            self._deaths += 1
+            await (self._back_off(death) if self._deaths < DEATHS_MAX else self._quarantine(death))
 
     async def _watch(self, child: Child) -> ChildDied:
         try:
@@ -129,10 +138,16 @@ class Served:
 
     async def _back_off(self, fault: ChildDied) -> None:
         log.warning("model %s: %s", self.spec.name, fault)
-        pause = min(BACKOFF_MAX_S, BACKOFF_S * 2**self._deaths)
-        self._deaths = min(self._deaths + 1, BACKOFF_DOUBLINGS)
         self._become("loading", str(fault))
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        await asyncio.sleep(BACKOFF_S * random.uniform(0.5, 1.0))
+
+    async def _quarantine(self, fault: ChildDied) -> None:
+        self._give_up(
+            f"{fault} It died {self._deaths} times and finished nothing in between: it is quarantined, and tried again"
+            f" {QUARANTINE_S / 60:.0f} minutes later."
+        )
+        await asyncio.sleep(QUARANTINE_S)
+        self._become("loading")
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Child]:
@@ -153,7 +168,7 @@ class Served:
         try:
             with self._counted("busy"):
                 yield self._check_ready()
-            self._deaths = 0  # it finished something: the next death is a new story
+            self._deaths = 0
             self.lasted.add(time.monotonic() - began)
         finally:
             self._turn.release()
@@ -178,6 +193,7 @@ class Served:
         return max(1.0, (self.queued + 1) / self.spec.slots * (self.lasted.value or REQUEST_S))
 
     def measured(self, done: Done) -> None:
+        self._deaths = 0  # it finished something: the next death is a new story
         self.prefill.add(done.prefill_tps)
         self.decode.add(done.decode_tps)
 
@@ -202,8 +218,13 @@ class Pool:
         load_timeout_s: float,
         on_change: Callable[[], None] = lambda: None,
         worker_socket: Path | None = None,
+        hang_s: float = HANG_S,
     ) -> None:
-        """`worker_socket`: where systemd starts a worker for every connection; missing: children of our own."""
+        """`worker_socket`: where systemd starts a worker for every connection; missing: children of our own.
+
+        A busy child that says nothing for `hang_s` is ended.
+        """
+        self._hang_s = hang_s
         self._worker_socket = worker_socket
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
@@ -216,7 +237,7 @@ class Pool:
         for spec in models:
             assert spec.name not in self._served, f"{spec.name} is served twice"
             self._served[spec.name] = Served(
-                spec, self._queue_max, self._load_timeout_s, self._on_change, self._worker_socket
+                spec, self._queue_max, self._load_timeout_s, self._on_change, self._worker_socket, self._hang_s
             )
             self._aliases |= dict.fromkeys(spec.aliases, spec.name)
 

@@ -2,7 +2,7 @@
 
     pool ──Load──▶ child ──Ready | LoadFailed──▶ pool
     pool ──Generate(id)──▶ child ──Delta(id)*, Done(id) | Failed(id)──▶ pool        pool ──Cancel(id)──▶ child
-    pool ──Embed(id)──▶ child ──Embedded(id) | Failed(id)──▶ pool
+    pool ──Embed(id)──▶ child ──Embedded(id) | Failed(id)──▶ pool        child, busy and silent ──Beat──▶ pool
 
 On the Unix socket each frame is a little-endian uint32 length and a msgpack array `[tag, field, ...]`; peers get the
 same arrays as the messages of a stream (`GenerateRequest` or `EmbedRequest` there, the answers of the child back).
@@ -179,6 +179,10 @@ class Done(Frame, frozen=True, tag="done"):
     choices: tuple[tuple[float, ...], ...] = ()
 
 
+class Beat(Frame, frozen=True, tag="beat"):
+    """At work, with nothing to tell yet: a long prompt is being read."""
+
+
 class Embedded(Frame, frozen=True, tag="embedded"):
     """One vector a text, in order: little-endian float32, of length 1. `tokens` counts those of all texts."""
 
@@ -200,7 +204,7 @@ class Failed(Frame, frozen=True, tag="failed"):
 
 
 ToChild = Load | Generate | Cancel | Embed
-FromChild = Ready | LoadFailed | Delta | Done | Embedded | Failed
+FromChild = Ready | LoadFailed | Beat | Delta | Done | Embedded | Failed
 Answer = Delta | Done | Embedded | Failed
 """What a peer sends back for a relayed request."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 CHUNK_TOKENS_MIN = 16
 """Prompt tokens read in a step at least: fewer waste the matrix kernels."""
-CHUNK_TOKENS_FIRST = 128
+CHUNK_TOKENS_FIRST = 64
 """While no speed has been measured: a slow board must not be committed to a full batch."""
 BESIDE_ANSWERS_S = 0.25
 """How long reading prompts may hold up the answers in a step: a pause a reader hardly notices."""

@@ -101,6 +101,30 @@ class Sequence:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the logits of one sequence are in the batch: after its last token (-1: not there), and after nodes."""
+
+    sequence: Sequence
+    last: int
+    nodes: dict[int, int] | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the engine has done so far, for tests and measurements."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens decoded (those found in the memory are not among them)."""
+    answer_tokens: int = 0
+    forced_tokens: int = 0
+    """Of the answers' tokens, those that no logits were looked at for."""
+    preempted: int = 0
+    restored: int = 0
+    """Of the preempted, those that went on from their state."""
+
+
 def log_probabilities(logits: Logits) -> Logits:
     """The log-softmax of `logits`."""
     shifted = logits - logits.max()

@@ -17,12 +17,14 @@ import argparse
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ from .models import check_header
 from .protocol import (
     FRAME_BYTES_MAX,
     LENGTH_BYTES,
+    Beat,
     Cancel,
     Embed,
     Frame,
@@ -55,6 +58,10 @@ NICENESS = 5
 SUBMIT_DEADLINE_S = 15
 """For template, tokeniser and grammar of one request. A chat template can compute for ever, and inside one C call no
 handler would run: the alarm is left at its default, which ends the process."""
+SUBMIT_BYTES = 512 * 1024 * 1024
+"""Memory that template, tokeniser and grammar of one request may take: a template can also build a string for ever."""
+BEAT_S = 1.0
+"""Silence after which a busy child says that it is at work: the pool takes one that is silent for long for hung."""
 LEAVE_S = 2.0
 """From the pool's end of the socket closing to the end of this process, whatever it is doing."""
 READ_BYTES = 256 * 1024
@@ -134,10 +141,17 @@ def serve(channel: Channel) -> None:
         channel.send(LoadFailed(str(fault)))
         return
     channel.send(engine.ready())
+    spoke = time.monotonic()
     while not channel.closed:
         for frame in channel.receive(wait=not engine.busy):
             _handle(frame, engine, channel)
-        channel.send(*engine.step())
+        told: list[Frame] = list(engine.step())
+        now = time.monotonic()
+        if not told and engine.busy and now - spoke >= BEAT_S:
+            told.append(Beat())
+        if told:
+            channel.send(*told)
+            spoke = now
     engine.close()
 
 
@@ -164,15 +178,33 @@ def _handle(frame: ToChild, engine: Engine, channel: Channel) -> None:
     try:
         match frame:
             case Generate(id=number, request=request):
-                engine.submit(number, request)
+                with _bounded_memory():
+                    engine.submit(number, request)
             case Embed(id=number, texts=texts):
                 engine.submit_embed(number, texts)
             case Cancel(id=number):
                 engine.cancel(number)
     except PiclusterError as fault:
         channel.send(failed(frame.id, fault))
+    except MemoryError:
+        why = f"Its template, text or grammar may take {SUBMIT_BYTES // 2**20} MiB."
+        channel.send(failed(frame.id, UserError("the request takes too much memory", why)))
     finally:
         signal.alarm(0)
+
+
+@contextlib.contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """At most `SUBMIT_BYTES` more of private memory inside: past it Python raises MemoryError, C++ ends the process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    status = Path("/proc/self/status").read_text()
+    held = int(status.partition("VmData:")[2].split(maxsplit=1)[0]) * 1024
+    bound = held + SUBMIT_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if hard < 0 else min(bound, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 if __name__ == "__main__":

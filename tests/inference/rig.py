@@ -46,10 +46,10 @@ class Changes:
 
 @asynccontextmanager
 async def pool_of(
-    specs: Sequence[ModelSpec], queue_max: int = 8, changes: Changes | None = None
-) -> AsyncIterator[Pool]:  # fmt: skip
+    specs: Sequence[ModelSpec], queue_max: int = 8, changes: Changes | None = None, hang_s: float = READY_S
+) -> AsyncIterator[Pool]:
     """A pool whose models have settled, ready or failed."""
-    pool = Pool(queue_max, READY_S, changes or Changes())
+    pool = Pool(queue_max, READY_S, changes or Changes(), hang_s=hang_s)
     await pool.start(specs)
     try:
         for one in specs:

@@ -10,6 +10,7 @@ from piclusterd.errors import UserError
 from piclusterd.inference.engine import Engine
 from piclusterd.inference.llama import Weights
 from piclusterd.inference.protocol import ChatMessage, Delta, Done, Embedded, GenerateRequest, Load
+from piclusterd.inference.schedule import CHUNK_TOKENS_FIRST
 
 from .rig import DEMO, GREEDY
 
@@ -188,6 +189,19 @@ def test_a_cancelled_request_frees_its_slot_within_a_step() -> None:
     _, ends = drained(engine)
     assert set(ends) == {2}
     engine.cancel(99)  # is gone, or never was: nothing to do
+    engine.close()
+
+
+def test_a_long_prompt_is_let_go_between_two_chunks_of_it() -> None:
+    engine = small(1024, 1)
+    engine.submit(1, varied(1, prompt="0123456789 abcdefgh, " * 60))
+    engine.step()  # the first chunk: no speed has been measured yet
+    assert 0 < engine.counts.prompt_tokens <= CHUNK_TOKENS_FIRST
+    engine.cancel(1)
+    read = engine.counts.prompt_tokens
+    outputs = engine.step()
+    assert [output.reason for output in outputs if isinstance(output, Done)] == ["cancelled"]
+    assert engine.counts.prompt_tokens == read
     engine.close()
 
 

@@ -159,6 +159,63 @@ async def test_a_file_that_kills_two_children_is_quarantined() -> None:
         await pool.close()
 
 
+async def test_a_child_that_hangs_is_replaced_and_its_request_told() -> None:
+    changes = Changes()
+    async with pool_of([spec()], changes=changes, hang_s=3.0) as pool:
+        first = pool.pid(NAME)
+        assert first is not None
+        async with aclosing(pool.generate(NAME, ENDLESS)) as answer:
+            await anext(answer)
+            os.kill(first, signal.SIGSTOP)
+            with pytest.raises(Unavailable, match="said nothing for 3 s"):
+                await rest(answer)
+        await changes.until(lambda: pool.states()[NAME][0] == "loading")
+        assert await pool.settled(NAME) == "ready"
+        assert (await collected(pool.generate(NAME, GREEDY)))[0]
+
+
+async def test_a_model_that_dies_twice_and_finishes_nothing_is_quarantined() -> None:
+    changes = Changes()
+    async with pool_of([spec(), spec(name="other")], changes=changes) as pool:
+        for state in ("loading", "failed"):
+            assert await pool.settled(NAME) == "ready"
+            pid = pool.pid(NAME)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await changes.until(lambda state=state: pool.states()[NAME][0] == state)  # type: ignore[misc]
+        assert "quarantined" in pool.states()[NAME][1]
+        with pytest.raises(Unavailable, match="quarantined"):
+            await collected(pool.generate(NAME, GREEDY))
+        assert (await collected(pool.generate("other", GREEDY)))[0]
+
+
+async def test_a_model_that_finishes_something_between_its_deaths_is_started_each_time() -> None:
+    changes = Changes()
+    async with pool_of([spec()], changes=changes) as pool:
+        for _ in range(3):
+            assert await pool.settled(NAME) == "ready"
+            assert (await collected(pool.generate(NAME, GREEDY)))[0]
+            pid = pool.pid(NAME)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await changes.until(lambda: pool.states()[NAME][0] == "loading")
+
+
+async def test_who_waits_for_a_child_that_dies_is_told_at_once() -> None:
+    changes = Changes()
+    async with pool_of([spec(slots=1)], changes=changes) as pool:
+        running = asyncio.create_task(collected(pool.generate(NAME, ENDLESS)))
+        await changes.until(lambda: pool.facts()[0].busy == 1)
+        waiting = asyncio.create_task(collected(pool.generate(NAME, GREEDY)))
+        await changes.until(lambda: pool.facts()[0].queued == 1)
+        pid = pool.pid(NAME)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        for one in (running, waiting):
+            with pytest.raises(Unavailable):
+                await one
+
+
 async def test_closing_the_pool_leaves_no_child_behind() -> None:
     me = psutil.Process()
     before = {child.pid for child in me.children()}
