@@ -257,14 +257,14 @@ class Checks:
         """A node that has this config promises it."""
         holders = self._on_disk.get(hook_key, {})
         self._is_held(hook_key, config, "called taken")
-        newest = self._newest_coordinator()
-        held = newest is None or newest in holders
+        term, newest = self._newest_coordinator()
+        held = not newest or newest in holders or term < config.term  # no newer one: an older one that sleeps
         hold(held, f"I3 {hook_key} called taken by a superseded coordinator: {newest} does not hold it")
         self.taken[hook_key] = None
 
-    def _newest_coordinator(self) -> NodeId | None:
+    def _newest_coordinator(self) -> tuple[Term, NodeId]:
         active = [(a.node.election.term, a.disk.node) for a in self._world.actors if a.node and a.node.replicate.active]
-        return max(active)[1] if active else None
+        return max(active, default=(Term(0), NodeId("")))
 
     def acted(self, run: RunId, operation: str, key: str) -> None:
         known = self._keys.setdefault((run, operation), key)
