@@ -25,6 +25,9 @@ NEVER = {
     "Sealed": "the first voters are on every disk when the world begins",
     "FactsChanged": "boards are read in `gossip`",
     "WhoServes": "told in the story `completion`",
+    "RemoveNode": "told in `tests/test_node.py`: no machine of a rehearsal is removed for good",
+    "Deny": "the same",
+    "KeyShared": "the links' handshake tells of it, and the rehearsal's links have none",
     "Snapshot": "the checks look at the node itself",
 }
 

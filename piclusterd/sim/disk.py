@@ -186,7 +186,7 @@ class Disk:
             made = prune.make_plan(self.conn, write.log, write.upto, write.least, MEANING)
             made_at = self._wall_ms(now)
             entries, facts = prune.add_checkpoint(self.conn, write.log, made, self.key, self.name, made_at)
-        except UserError as fault:
+        except (UserError, Unavailable) as fault:
             return AppendFailed(write.token, str(fault), disk=False)
         self.landed += facts
         return Appended(write.token, entries, facts)
