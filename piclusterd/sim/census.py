@@ -28,6 +28,8 @@ NEVER = {
     "RemoveNode": "told in `tests/test_node.py`: no machine of a rehearsal is removed for good",
     "Deny": "the same",
     "KeyShared": "the links' handshake tells of it, and the rehearsal's links have none",
+    "ChangeRun": "told in `tests/workflows/test_run.py`: the owner of a rehearsal leaves runs alone",
+    "ClockTold": "the kernel's word on the clock; a rehearsal's clocks jump without one",
     "Snapshot": "the checks look at the node itself",
 }
 
