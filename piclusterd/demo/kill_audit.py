@@ -65,7 +65,7 @@ def _read(path: Path) -> tuple[Journal, dict[str, set[RunId]]]:
     with closing(database.open_reader(path)) as conn:
         for fact in store.facts(conn):
             fold(journal, (fact,))
-            if fact.kind == "hook":
+            if fact.kind == "hook" and fact.body["source"] == "linear":  # the cluster's own have no issue
                 issue = str(json.loads(fact.body["body"])["data"]["identifier"])
                 runs.setdefault(issue, set()).add(run_id(str(fact.body["workflow"]), str(fact.body["key"])))
     return journal, runs
