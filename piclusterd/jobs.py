@@ -66,8 +66,9 @@ class Jobs:
     async def show(self, run: str) -> JobShown:
         """Raises `NotFound` where this node's ledger does not know it."""
         facts = await asyncio.to_thread(trail.speaking_of, self._ledger, (run,))
-        names = {member.node: member.facts.name for member in (await self._view()).members}
-        view = next((one for one in (await self._view()).runs if one.run == run), None)
+        seen = await self._view()
+        names = {member.node: member.facts.name for member in seen.members}
+        view = next((one for one in seen.runs if one.run == run), None)
         mine = [fact for fact in facts if fact.body.get("run") == run]
         hook = await asyncio.to_thread(self._event_of, run, view)
         told = [fact for fact in (hook, *mine) if fact is not None]

@@ -10,6 +10,7 @@ from ..events import Ticket
 from ..ids import NodeId, RunId, Term, uuid4_of
 from ..wire import Hook
 from ..workflows.flight import Patience
+from ..workflows.schedule import Agenda
 from ..workflows.workflow import AskModel, Call, Finish, Results, Step, Workflow
 
 PATIENCE = Patience(attempts_max=1000)
@@ -96,6 +97,12 @@ class Service:
         self._done: dict[str, RunId] = {}
         self._forgetful = forgetful
         self.workflows: Mapping[str, Workflow] = {"rehearsed": Rehearsed()}
+        self.agenda = Agenda()
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """What of a node's setup runs are made of."""
+        return {"workflows": self.workflows, "patience": PATIENCE, "agenda": self.agenda}
 
     def says(self, priority: str) -> str:
         """The model's words for a priority."""

@@ -34,7 +34,7 @@ from .hands import SimHands
 from .keys import SimKey
 from .links import DIAL_S, Links
 from .network import CALM, Network, Weather, draw_weather
-from .outside import PATIENCE, Hub, Service
+from .outside import Hub, Service
 from .owner import Owner
 
 REST_S = 60.0
@@ -254,8 +254,7 @@ class World:
             hard=disk.hard,
             heads=store.heads(disk.conn),
             ledger=store.facts(disk.conn),
-            workflows=self.service.workflows,
-            patience=PATIENCE,
+            **self.service.engine,
             rules=self.plan.rules,
             retention=self.retention,
             log=disk.log,

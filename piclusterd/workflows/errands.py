@@ -61,7 +61,7 @@ class Errands:
                 return Call("find", "hub", "health", {}, ids.uuid4_of(run, "find"))
             case "triage-report":
                 return Call("find", "cluster", "triage_report", {}, ids.uuid4_of(run, "find"))
-            case "prompt":
+            case _:
                 messages = [{"role": "user", "content": errand.prompt}]
                 body = {"model": self._model, "messages": messages, "max_tokens": ANSWER_TOKENS_MAX}
                 return AskModel("find", body)

@@ -252,10 +252,8 @@ class Runs:
                 flight.probe = breaker.open
                 self._retoken(flight, "acting", now + ACT_TIMEOUT_S)
                 return [CallOut(flight.token, flight.run, service, operation, arguments, key, self._term)]
-            case Approve():
+            case _:
                 return self._ask_person(flight, now)
-            case None:
-                return self._land(flight)
 
     def _outcome(self, flight: Flight, outcome: StepFinished, now: float) -> list[Output]:
         assert isinstance(flight.step, AskModel | Call)
@@ -322,7 +320,7 @@ class Runs:
             case "cancel":
                 detail = f"cancelled by {change.by}"
                 return self._record(flight, "done", "run.done", {"outcome": "cancelled", "detail": detail})
-            case "retry":
+            case _:
                 assert run is not None
                 return self._record(flight, "retry", "run.retry", {"step": run.failed_at})
 

@@ -16,12 +16,4 @@ def last_due(cron: str, timezone: str, upto: int) -> int:
     """The newest minute up to `upto`, itself included, at which `cron` fires (what never does is no cron line)."""
     now = datetime.fromtimestamp(60 * upto, UTC).astimezone(ZoneInfo(timezone))
     at = next(CronSim(cron, now + timedelta(minutes=1), reverse=True))
-    due, onwards = _minute(at), CronSim(cron, at)
-    # Looking back passes over what stands in for a minute that the clock left out.
-    while (later := _minute(next(onwards))) <= upto:
-        due = later
-    return due
-
-
-def _minute(at: datetime) -> int:
     return int(at.timestamp()) // 60

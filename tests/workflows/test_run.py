@@ -350,6 +350,13 @@ def test_a_run_whose_end_another_coordinator_recorded_meanwhile_goes_no_further(
     assert office.state() == "done"
 
 
+def test_a_run_that_ended_elsewhere_while_it_acted_records_nothing_more(office: Office) -> None:
+    act = office.to_first_act()
+    office.journal.grow([Fact(LOG, 99, 2, "run.done", {"run": run_of("k"), "outcome": "done"})])
+    office.finish(act)
+    assert (office.todo, office.machine.in_flight) == (deque(), 0)
+
+
 # a second coordinator --------------------------------------------------------------------------------------------
 def play(office: Office, moves: int = 10_000) -> list[Act]:
     """Up to `moves` moves (an append lands, an act is done, an outcome arrives); the acts that were done."""
