@@ -65,7 +65,12 @@ class Child:
 
     @classmethod
     async def start(
-        cls, spec: ModelSpec, timeout_s: float, worker_socket: Path | None = None, hang_s: float = HANG_S
+        cls,
+        spec: ModelSpec,
+        timeout_s: float,
+        worker_socket: Path | None = None,
+        hang_s: float = HANG_S,
+        others: int = 0,
     ) -> tuple[Child, Ready]:
         """A child with the model loaded; from systemd where `worker_socket` is there, else a process of our own.
 
@@ -75,7 +80,7 @@ class Child:
         child._hang_s = hang_s
         try:
             async with asyncio.timeout(timeout_s):
-                first = await child._load(spec)
+                first = await child._load(spec, others)
         except TimeoutError:
             await child.close(grace_s=0)
             raise ChildDied(f"loading {spec.name} took over {timeout_s:g} s") from None
@@ -97,8 +102,8 @@ class Child:
         except OSError as fault:
             raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
 
-    async def _load(self, spec: ModelSpec) -> Ready:
-        self._send(Load(str(spec.path), spec.context, spec.slots, spec.threads, spec.batch_threads))
+    async def _load(self, spec: ModelSpec, others: int) -> Ready:
+        self._send(Load(str(spec.path), spec.context, spec.slots, spec.threads, spec.batch_threads, others))
         try:
             first = await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):

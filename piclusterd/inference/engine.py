@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 from ..errors import Broken, PiclusterError, UserError
 from . import schedule
+from .budget import FORKS, sequences
 from .chat import CHATML, ChatTemplate
 from .choosing import Choosing
 from .detokenise import TextStream
@@ -32,8 +33,6 @@ from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
 
-FORKS = 16
-"""Options of `choices` in one batch: each is a sequence, and llama.cpp keeps a row of logits for each."""
 SMOOTHING = 0.3
 """Weight of the newest measurement of prefill speed."""
 
@@ -46,11 +45,11 @@ class Engine:
     def __init__(self, load: Load) -> None:
         self._weights = Weights(load.path)
         self._places = load.slots
-        seats = 2 * load.slots  # as many beginnings are remembered as answers are under way
-        sequences = seats + FORKS
-        self._context = Context(self._weights, load.context, sequences, load.threads, load.batch_threads)
+        total = sequences(load.slots)
+        seats = total - FORKS
+        self._context = Context(self._weights, load.context, total, load.threads, load.batch_threads)
         self._residents = Residents(self._context, seats, self._weights.prefix_reusable)
-        self._forks = range(seats, sequences)
+        self._forks = range(seats, total)
         self._template = ChatTemplate(
             self._weights.chat_template or CHATML,
             self._weights.special_texts(),

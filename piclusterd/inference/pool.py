@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +68,7 @@ class Served:
         on_change: Callable[[], None],
         worker_socket: Path | None = None,
         hang_s: float = HANG_S,
+        others: Callable[[], int] = lambda: 0,
     ) -> None:
         self.spec = spec
         self.state: State = "loading"
@@ -80,6 +82,7 @@ class Served:
         self._load_timeout_s = load_timeout_s
         self._worker_socket = worker_socket
         self._hang_s = hang_s
+        self._others = others
         self._on_change = on_change
         self._turn = asyncio.Semaphore(spec.slots)  # first come, first served
         self._changed = asyncio.Event()
@@ -108,7 +111,7 @@ class Served:
         while True:
             try:
                 self.child, self.ready = await Child.start(
-                    self.spec, self._load_timeout_s, self._worker_socket, self._hang_s
+                    self.spec, self._load_timeout_s, self._worker_socket, self._hang_s, self._others()
                 )
             except LoadFault as fault:
                 self._give_up(str(fault))
@@ -237,9 +240,19 @@ class Pool:
         for spec in models:
             assert spec.name not in self._served, f"{spec.name} is served twice"
             self._served[spec.name] = Served(
-                spec, self._queue_max, self._load_timeout_s, self._on_change, self._worker_socket, self._hang_s
+                spec,
+                self._queue_max,
+                self._load_timeout_s,
+                self._on_change,
+                self._worker_socket,
+                self._hang_s,
+                partial(self._mapped, spec.name),
             )
             self._aliases |= dict.fromkeys(spec.aliases, spec.name)
+
+    def _mapped(self, but: str) -> int:
+        """Bytes of the weights that models `but` one have in memory."""
+        return sum(each.spec.size for each in self._served.values() if each.state == "ready" and each.spec.name != but)
 
     async def close(self) -> None:
         """End every child. Running requests get `Unavailable`."""

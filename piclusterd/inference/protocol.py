@@ -107,13 +107,15 @@ class EmbedRequest(Frame, frozen=True):
 
 # pool → child ----------------------------------------------------------------------------------------------------
 class Load(Frame, frozen=True, tag="load"):
-    """`context` tokens over all `slots`; `threads` decode, `batch_threads` read prompts."""
+    """`context` tokens over all `slots`; `threads` decode, `batch_threads` read prompts. `others`: bytes of the weights
+    that this node's other models have mapped."""
 
     path: str
     context: int
     slots: int
     threads: int
     batch_threads: int
+    others: int = 0
 
 
 class Generate(Frame, frozen=True, tag="generate"):

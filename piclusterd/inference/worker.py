@@ -28,8 +28,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from ..errors import PiclusterError, UserError
 from ..wire import Dropped
+from .budget import Room, need, refusal, sequences
+from .gguf import read_shape
 from .models import check_header
 from .protocol import (
     FRAME_BYTES_MAX,
@@ -135,7 +139,7 @@ def serve(channel: Channel) -> None:
     if load is None:
         return
     try:
-        check_header(Path(load.path))  # before the import: it takes a second on a Pi
+        _check_room(load, check_header(Path(load.path)))  # before the import: it takes a second on a Pi
         engine = _engine_class()(load)
     except PiclusterError as fault:
         channel.send(LoadFailed(str(fault)))
@@ -153,6 +157,15 @@ def serve(channel: Channel) -> None:
             channel.send(*told)
             spoke = now
     engine.close()
+
+
+def _check_room(load: Load, weights: int) -> None:
+    shape = read_shape(Path(load.path))
+    memory = psutil.virtual_memory()
+    asked = need(shape, weights, load.context, sequences(load.slots))
+    why, fix = refusal(shape, asked, Room(memory.total, memory.available, load.others))
+    if why:
+        raise UserError("the model does not fit this board's memory", why, fix)
 
 
 def _engine_class() -> type[Engine]:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from piclusterd.errors import UserError
+from piclusterd.inference.budget import FORKS
 from piclusterd.inference.demo_model.issues import draw_issues
 from piclusterd.inference.demo_model.prompt import PRIORITIES, TYPES, prompt_messages
-from piclusterd.inference.engine import FORKS, Engine
+from piclusterd.inference.engine import Engine
 from piclusterd.inference.llama import Context, Weights
 from piclusterd.inference.protocol import ChatMessage, Delta, Done, Field, GenerateRequest, Load
 from piclusterd.inference.sequence import log_probabilities

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import struct
 import sys
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -157,6 +159,15 @@ async def test_a_file_that_kills_two_children_is_quarantined() -> None:
         assert "not tried again" in pool.states()["slow"][1]
     finally:
         await pool.close()
+
+
+async def test_a_model_too_large_for_the_board_is_refused_with_the_numbers() -> None:
+    vast = replace(spec(name="vast"), context=1_048_576 * 512)  # terabytes of KV memory
+    async with pool_of([vast, spec()]) as pool:
+        state, why = pool.states()["vast"]
+        assert state == "failed"
+        assert re.search(r"does not fit .* needs [0-9,]+ MiB .* available", why)
+        assert (await collected(pool.generate(NAME, GREEDY)))[0]
 
 
 async def test_a_child_that_hangs_is_replaced_and_its_request_told() -> None:
