@@ -16,7 +16,10 @@ HEADROOM_MIN, HEADROOM_PART = 256 * MIB, 0.1
 """Left for the daemon, the ledger and everything else: so much, or this part of all memory."""
 FORKS = 16
 """Options of `choices` in one batch: each is a sequence, and llama.cpp keeps a row of logits for each."""
-BATCH = 512
+ROWS = 256
+"""Tokens that go through the network together."""
+HEAD_WIDTH = 128
+"""Of large models; smaller ones have narrower heads, and room to spare."""
 COMPUTE_MIN = 48 * MIB
 ACTIVATIONS = 24
 """Rows of the embedding's width that a token of the batch takes in compute buffers at once, 4 bytes each."""
@@ -76,7 +79,8 @@ def sequences(slots: int) -> int:
 def need(shape: Shape, weights: int, context: int, rows: int) -> Need:
     """Of a model whose file has `weights` bytes, with `context` tokens and `rows` sequences (each keeps logits)."""
     kv = 2 * context * shape.layers * shape.kv_width
-    compute = max(COMPUTE_MIN, 4 * BATCH * ACTIVATIONS * shape.width) + 4 * rows * shape.vocabulary
+    attention = 4 * ROWS * context * (shape.width // HEAD_WIDTH)
+    compute = max(COMPUTE_MIN, 4 * ROWS * ACTIVATIONS * shape.width) + attention + 4 * rows * shape.vocabulary
     return Need(weights, kv, compute, min(SWAP_MAX, kv))
 
 

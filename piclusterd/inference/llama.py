@@ -24,6 +24,8 @@ from ..errors import Broken, PiclusterError, UserError
 
 BATCH_TOKENS = 512
 """Tokens in one decode at most: llama.cpp's own physical batch; larger ones only cost compute buffer."""
+ROWS = 256
+"""Tokens that go through the network together: attention's buffer grows with them and the context."""
 PIECE_BYTES = 256
 """A first guess at the longest token; a longer one is asked for again."""
 METADATA_BYTES = 256 * 1024
@@ -161,7 +163,8 @@ class Context:
     def __init__(self, weights: Weights, size: int, sequences: int, threads: int, batch_threads: int) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx = size
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_batch, params.n_ubatch = BATCH_TOKENS, ROWS
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED  # on CPUs it reads 2 to 63 rows one by one
         params.n_seq_max = sequences
         params.n_threads, params.n_threads_batch = threads, batch_threads
         params.kv_unified = True

@@ -70,11 +70,14 @@ def test_greedy_answers_are_the_same_every_time(engine: Engine) -> None:
     assert answers[0] == answers[1] == answers[2] != ""
 
 
-def test_a_seed_repeats_a_sampled_answer(engine: Engine) -> None:
-    for number, seed in enumerate((7, 7, 8)):
-        engine.submit(number, varied(seed))
-    texts, _ = drained(engine)
-    assert texts[0] == texts[1] != texts[2]
+def test_a_seed_repeats_a_sampled_answer() -> None:
+    answers = []
+    for seed in (7, 7, 8):
+        engine = small(512, 2)  # a new one: flat as this distribution is, the rounding of another batch would show
+        engine.submit(1, varied(seed))
+        answers.append(drained(engine)[0][1])
+        engine.close()
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_requests_beside_each_other_take_as_many_steps_as_the_longest(engine: Engine) -> None:
