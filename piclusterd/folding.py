@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .events import Fact
-from .ledger.checkpoint import kept_facts, seen_digests
+from .ledger.checkpoint import aged, kept_facts, seen_digests
 from .ledger.entry import CHECKPOINT
 from .ledger.frontier import Meaning
 from .workflows.journal import Journal, digest_of, subject
@@ -28,6 +28,7 @@ def fold(journal: Journal, facts: Iterable[Fact]) -> None:
     """Add `facts`, in any order, to `journal`."""
     for fact in facts:
         if fact.kind == CHECKPOINT:
-            journal.close(fact, frozenset(kept.seq for kept in kept_facts(fact)), seen_digests(fact))
+            kept = frozenset(kept.seq for kept in kept_facts(fact))
+            journal.close(fact, kept, seen_digests(fact), aged(fact))
         else:
             journal.grow((fact,))

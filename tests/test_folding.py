@@ -28,7 +28,7 @@ def step(kind: str, seq: int, key: str, log: LogId = ONE) -> Fact:
 
 def checkpoint(seq: int, *keys: str, log: LogId = ONE) -> Fact:
     seen = b"".join(map(digest_of, keys))
-    return Fact(log, seq, 0, CHECKPOINT, {"key": b"", "name": "pi", "keep": [], "seen": [[1, seen]]}, seq << 16)
+    return Fact(log, seq, 0, CHECKPOINT, {"key": b"", "name": "pi", "keep": [], "seen": [[seq << 16, seen]]}, seq << 16)
 
 
 def folded(*facts: Fact) -> Journal:

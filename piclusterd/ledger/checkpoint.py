@@ -6,7 +6,8 @@
     keep    [[header, payload], …]: entries before it that are still open, as they were, so that their facts come back
             with their own (term, log, seq) and every fold ranks them as before
     seen    [[hlc, digests], …]: by what a redelivery is known again of what it let go, SEEN_BYTES each, in groups
-            by the checkpoint that did; carried on from one checkpoint to the next (`frontier.plan` says for how long)
+            by the checkpoint that did; carried on from one checkpoint to the next (`frontier.plan` says for how long).
+            [hlc, nothing]: what was let go up to then is not known again
 
 It is signed like any entry and holds the key again, so that a log can begin with it: `entry.extend` accepts it as an
 opening after the tip that its own header names. The origin alone decides what is closed (`frontier.plan`); nobody
@@ -75,6 +76,11 @@ def seen_groups(checkpoint: Fact) -> Iterator[Seen]:
     for group in groups if isinstance(groups, list) else ():
         if isinstance(group, list) and len(group) == 2 and type(group[0]) is int and type(group[1]) is bytes:
             yield Seen(*group)
+
+
+def aged(checkpoint: Fact) -> int:
+    """Up to which hybrid clock webhooks that `checkpoint` let go are forgotten; 0: it has seen them all."""
+    return max((group.hlc for group in seen_groups(checkpoint) if not group.digests), default=0)
 
 
 def seen_digests(checkpoint: Fact) -> Iterator[bytes]:

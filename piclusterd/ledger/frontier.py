@@ -133,11 +133,13 @@ def plan(facts: Iterable[Fact], log: LogId, upto: int, meaning: Meaning) -> Plan
 
 
 def _remembered(new: Seen, carried: Sequence[Seen], time: LedgerTime) -> tuple[Seen, ...]:
-    """The newest groups that are young enough and fit."""
+    """The newest groups that are young enough and fit, and one without digests up to where others were forgotten."""
     groups: list[Seen] = []
-    room = SEEN_TOTAL_MAX
-    for group in (new, *sorted(carried, reverse=True)):
+    room, aged = SEEN_TOTAL_MAX, 0
+    for group in (*([new] if new.digests else ()), *sorted(carried, reverse=True)):
         if group.digests and time.age(group.hlc) < SEEN_S and len(group.digests) <= room:
             groups.append(group)
             room -= len(group.digests)
-    return tuple(sorted(groups))
+        else:
+            aged = max(aged, group.hlc)
+    return (*([Seen(aged, b"")] if aged else ()), *sorted(groups))

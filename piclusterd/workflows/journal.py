@@ -6,9 +6,9 @@
     run.done  {run, outcome, detail, step?, marks?}         closes it; "failed" is a dead letter: it keeps its event
     run.retry {run, step}                                   opens a dead letter again, at the step that failed
 
-A checkpoint (`log.checkpoint`, told by `folding`) takes out of the fold what it ended: the webhooks before it in its
-log that it does not keep, and those whose digest it has seen, by which a redelivery is known again. So the fold of a
-pruned ledger is that of the whole one, and a late copy of an old webhook opens nothing.
+A checkpoint (`log.checkpoint`, told by `folding`) takes out of the fold what it ended: the webhooks whose digest it has
+seen, by which a redelivery is known again, and those too old for a digest before it in its log that it does not keep.
+So the fold of a pruned ledger is that of the whole one, and a late copy of an old webhook opens nothing.
 
 Entries may arrive in any order and more than once, so every field is chosen by rank, not by arrival. Where two results
 of one step exist, the one with the higher (term, log, seq) wins: a coordinator only asks again for a result it does not
@@ -51,15 +51,21 @@ class HookEntry:
 
     rank: Rank
     run: RunId | None
+    hlc: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The latest checkpoint of a log. `kept`: seqs before it that still stand; `seen`: digests of what was let go."""
+    """The latest checkpoint of a log. `kept`: seqs before it that still stand; `seen`: digests of what was let go.
+
+    `aged`: digests of what is not newer (by its hybrid clock) are forgotten; there a number alone says that it ended. A
+    newer webhook without a digest stands in another branch of the log, under a number that means something else here.
+    """
 
     rank: Rank
     kept: Container[int]
     seen: frozenset[bytes]
+    aged: int
 
 
 @dataclass(slots=True)
@@ -152,18 +158,18 @@ class Journal:
             entry = next((HookEntry(end.rank, None) for end in self._ends.values() if digest in end.seen), None)
         return entry
 
-    def close(self, checkpoint: Fact, kept: Container[int], seen: Iterable[bytes]) -> None:
-        """`checkpoint` keeps the seqs `kept` of its log and has seen the webhooks of these digests."""
-        end, before = End(checkpoint.order, kept, frozenset(seen)), self._ends.get(checkpoint.log)
+    def close(self, checkpoint: Fact, kept: Container[int], seen: Iterable[bytes], aged: int = 0) -> None:
+        """`checkpoint` keeps the seqs `kept` of its log and has seen the webhooks of these digests (see `End`)."""
+        end, before = End(checkpoint.order, kept, frozenset(seen), aged), self._ends.get(checkpoint.log)
         self._ends[checkpoint.log] = end if before is None else _joined(before, end)
-        ended = {key for key, entry in self.hooks.items() if self._ended(key, entry.rank)}
+        ended = {key for key, entry in self.hooks.items() if self._ended(key, entry.rank, entry.hlc)}
         self.hooks = {key: entry for key, entry in self.hooks.items() if key not in ended}
         self.runs = {run: entry for run, entry in self.runs.items() if entry.key not in ended}
 
-    def _ended(self, key: str, rank: Rank) -> bool:
+    def _ended(self, key: str, rank: Rank, hlc: int) -> bool:
         _, log, seq = rank
         end = self._ends.get(log)
-        if end is not None and seq < end.rank[2] and seq not in end.kept:
+        if end is not None and hlc <= end.aged and seq < end.rank[2] and seq not in end.kept:
             return True
         digest = digest_of(key)
         return any(digest in end.seen for end in self._ends.values())
@@ -177,7 +183,7 @@ class Journal:
 
     def _hook(self, fact: Fact) -> None:
         hook = hook_of(fact.body)
-        if self._ends and self._ended(hook.key, fact.order):
+        if self._ends and self._ended(hook.key, fact.order, fact.hlc):
             return
         workflow = str(fact.body.get("workflow", ""))
         run = run_id(workflow, hook.key) if workflow else None
@@ -187,7 +193,7 @@ class Journal:
             self.scheduled[line] = max(int(minute), self.scheduled.get(line, 0))
         known = self.hooks.get(hook.key)
         if known is None or fact.order < known.rank:
-            self.hooks[hook.key] = HookEntry(fact.order, run)
+            self.hooks[hook.key] = HookEntry(fact.order, run, fact.hlc)
         if run is None:
             return
         entry = self._run(run)
@@ -242,7 +248,7 @@ def _joined(one: End, other: End) -> End:
     """The later end, having seen what both have: of two branches of a log neither checkpoint tells of the other's."""
     earlier, later = sorted((one, other), key=lambda end: end.rank[2])
     seen = later.seen | earlier.seen
-    return End(later.rank, later.kept, seen if len(seen) <= SEEN_MAX else later.seen)
+    return End(later.rank, later.kept, seen if len(seen) <= SEEN_MAX else later.seen, later.aged)
 
 
 def digest_of(key: str) -> bytes:

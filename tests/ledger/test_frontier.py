@@ -104,16 +104,18 @@ def test_what_is_let_go_is_remembered_with_what_earlier_checkpoints_let_go() -> 
 
 def test_what_was_seen_is_forgotten_after_its_window() -> None:
     days = int(SEEN_S / DAY_S) + 1
-    first = Fact(ONE, 1, 0, "log.checkpoint", {"seen": [[at(0), digest("a")]]}, at(0))
+    first = Fact(ONE, 1, 0, "log.checkpoint", {"seen": [[1, digest("a")]]}, at(0))
     later = [fact(2 + day, "step", "z", day=day) for day in range(days)]
     assert plan([first, *later[:-1]], ONE, 100, MEANING).seen != ()
-    assert plan([first, *later], ONE, 100, MEANING).seen == ()
+    assert plan([first, *later], ONE, 100, MEANING).seen == (Seen(1, b""),), "what was let go by then is forgotten"
+    again = Fact(ONE, 1, 0, "log.checkpoint", {"seen": [[1, b""]]}, at(0))
+    assert plan([again, *later[:-1]], ONE, 100, MEANING).seen == (Seen(1, b""),), "and is never remembered again"
 
 
 def test_what_was_seen_fits_and_the_newest_stays() -> None:
-    full = [[at(0), digest("a") * (SEEN_TOTAL_MAX // SEEN_BYTES)]]
+    full = [[1, digest("a") * (SEEN_TOTAL_MAX // SEEN_BYTES)]]
     facts = [Fact(ONE, 1, 0, "log.checkpoint", {"seen": full}, at(0)), fact(2, "hook", "x"), fact(3, "done", "x")]
-    assert plan(facts, ONE, 100, MEANING).seen == (Seen(0, digest("x")),)
+    assert plan(facts, ONE, 100, MEANING).seen == (Seen(1, b""), Seen(0, digest("x")))
 
 
 def test_time_is_what_the_entries_tell_and_a_clock_that_jumps_counts_for_one_gap() -> None:

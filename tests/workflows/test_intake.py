@@ -243,5 +243,5 @@ def test_an_event_that_was_ended_and_forgotten_while_its_sender_waited_was_taken
     desk.stands()
     desk.w_copies = False
     assert desk.arrives(1) == []
-    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), ())
+    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), (), aged=1 << 60)
     assert desk.machine.handle(Stored(1, (), ()), 0.0) == [Answer(1, HookTaken(None, duplicate=True))]

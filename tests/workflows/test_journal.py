@@ -270,3 +270,19 @@ def test_where_a_runs_entries_stand() -> None:
     journal = folded(hook_fact(1), step("run.intent", 2, step="x"), step("run.result", 3, step="x", value={}))
     assert sorted(journal.runs[run_of("k")].places()) == [(LOG, 1), (LOG, 3)]
     assert folded(step("run.result", 3, step="x", value={})).runs[run_of("k")].places() == [(LOG, 3)]
+
+
+def test_a_checkpoint_of_another_branch_ends_nothing_by_its_numbers() -> None:
+    """Under 3 it let go something else; what it let go itself it has seen."""
+    journal = folded(hook_fact(3))
+    journal.close(checkpoint_fact(8), (), [digest_of("other")])
+    assert journal.known("k")
+    assert journal.open_runs()
+
+
+def test_a_webhook_too_old_for_a_digest_is_ended_by_its_number() -> None:
+    journal = folded(hook_fact(3), hook_fact(5, "younger"), hook_fact(2, "kept"))
+    journal.close(checkpoint_fact(8), (2,), (), aged=4)
+    assert [journal.known(key) is not None for key in ("k", "younger", "kept")] == [False, True, True]
+    journal.grow([hook_fact(3)])
+    assert journal.known("k") is None
