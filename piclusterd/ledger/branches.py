@@ -120,15 +120,19 @@ def missing(conn: sqlite3.Connection) -> tuple[Span, ...]:
 
 
 def _pieces(conn: sqlite3.Connection, row: Log) -> list[tuple[int, bytes, bool]]:
-    """(seq, hash, does it hang on the rest?) of every branch entry, by seq."""
+    """(seq, hash, does it hang on the rest?) of every branch entry, by seq.
+
+    What hung on something that a checkpoint has replaced hangs on the beginning: nobody can show more.
+    """
     sql = "SELECT seq, hash, header FROM branches WHERE log = ? ORDER BY seq, hash"
     hanging: set[bytes] = set()
+    begins = rows.begins(conn, row)
     pieces = []
     for seq, hashed, raw in conn.execute(sql, (row.id,)).fetchall():
         header = decode_header(bytes(raw))
         below = rows.header_at(conn, row, seq - 1)
         prev = header.prev if isinstance(header, Header) else b""
-        hangs = seq == 1 or prev in hanging or (below is not None and entry_hash(below) == prev)
+        hangs = seq <= begins or prev in hanging or (below is not None and entry_hash(below) == prev)
         if hangs:
             hanging.add(bytes(hashed))
         pieces.append((seq, bytes(hashed), hangs))

@@ -9,8 +9,9 @@ from contextlib import closing
 import pytest
 
 from piclusterd.errors import Unavailable
-from piclusterd.ledger import branches, rows, store
+from piclusterd.ledger import branches, prune, rows, store
 from piclusterd.ledger.entry import digest
+from piclusterd.ledger.frontier import Plan
 from piclusterd.wire import Head, Span
 
 from .keys import verify
@@ -142,3 +143,18 @@ def test_a_closed_log_is_not_extended_by_its_origin(ours: sqlite3.Connection, re
     give(ours, rewound)
     with pytest.raises(Unavailable, match="two branches"):
         add(rewound, "y")
+
+
+def test_a_branch_whose_root_a_checkpoint_has_replaced_hangs_on_the_beginning(
+    ours: sqlite3.Connection, theirs: sqlite3.Connection, rewound: sqlite3.Connection
+) -> None:
+    """Nobody could show what is before it: to ask for that would never end."""
+    add(ours, "a")
+    (entry,), _ = prune.add_checkpoint(ours, LOG, Plan(3, (), (), 3), KEY, "pi", 9000)
+    assert store.apply(theirs, [entry], verify, resets=True).heads == (Head(*LOG, 4),)
+    add(rewound, "x", "y")
+    late = add(rewound, "z")
+    applied = store.apply(theirs, [*store.read(rewound, [Span(*LOG, 4, 4)], 9, 99_999), *late], verify)
+    assert reasons(applied) == ["fork"]
+    assert applied.heads == (Head(*LOG, 5),)
+    assert applied.missing == ()
