@@ -63,6 +63,8 @@ class Checks:
         self._elected: dict[Term, NodeId] = {}
         self._active: dict[Term, NodeId] = {}
         self._elected_at = 0.0
+        self._begun: dict[Term, float] = {}
+        """When a term was first on a disk."""
         self._on_disk: dict[str, dict[NodeId, None]] = {}
         self._keys: dict[tuple[RunId, str], str] = {}
         self._hard: dict[NodeId, HardState] = {}
@@ -119,6 +121,7 @@ class Checks:
     def _never_back(self, node: NodeId, now: HardState) -> None:
         before = self._hard.get(node)
         self._hard[node] = now
+        self._begun.setdefault(now.term, self._world.now)
         if before is None or before is now:
             return
         places = [(s.term, (s.voters.term, s.voters.version), s.incarnation) for s in (before, now)]
@@ -329,7 +332,8 @@ class Checks:
 
     def deposed(self, actor: Actor, why: str) -> None:
         """Theme `return`: whoever comes back follows the leader that the others kept (rivals of its own race apart)."""
-        racing = self._world.now - self._elected_at < 2 * self._world.timings.election_max_s
+        begun = self._begun.get(actor.node.election.term, self._world.now) if actor.node else self._world.now
+        racing = begun - self._elected_at < 2 * self._world.timings.election_max_s
         quiet = self._world.theme != "return" or actor.node is None or "no majority" in why
         hold(quiet or racing, f"I12 {actor.disk.node} was deposed by a node that came back: {why}")
 
@@ -366,8 +370,9 @@ class Checks:
         verdict = store.verify_all(witness.disk.conn, verify)
         hold(not verdict.faults, f"I4 {witness.disk.node}: {verdict.faults[:1]}")
         held = unpruned(self._world)
+        told = [store.headers(actor.disk.conn) for actor in self._world.actors] if self._cloned else held
         views = [node.journal.views(most=1_000_000) for node in nodes]
-        alike = [view == views[0] for view, has in zip(views, held, strict=True) if has == held[0]]
+        alike = [view == views[0] for view, has in zip(views, told, strict=True) if has == told[0]]
         hold(all(alike), "I8 journals differ")
         if not self._cloned:
             hold(all(has == held[0] for has in held), "I8 ledgers of the same length differ")
