@@ -20,7 +20,7 @@ from ..cluster.timings import PRESETS
 from .ablations import ABLATIONS, ablated, play, table
 from .campaign import Outcome, outcomes
 from .census import Census, lines
-from .checks import Violation
+from .rest import Violation
 from .storm import THEMES
 from .world import Plan
 

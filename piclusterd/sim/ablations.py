@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .checks import Violation
+from .rest import Violation
 from .world import Plan, World
 
 

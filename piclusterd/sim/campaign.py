@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from .ablations import play
-from .checks import Violation
+from .rest import Violation
 from .world import Plan
 
 COLLECT_EVERY = 16

@@ -38,9 +38,9 @@ from ..wire import ConfigId, Head, Voters
 from ..workflows.intake import WAITING_MAX
 from ..workflows.journal import subject
 from .disk import STALL_MAX_S
-from .images import forks, unpruned
-from .keys import verify
+from .images import forks
 from .network import CLOG_MAX_S
+from .rest import config_is_settled, hold, ledgers_agree
 
 if TYPE_CHECKING:
     from .world import Actor, World
@@ -49,10 +49,6 @@ PEERS_MAX = 16
 """More than any rehearsed cluster has: whatever is kept per peer stays below."""
 SETTLE_S = 3.0
 """Time that messages under way and timers of a step may take beyond the rule's own times."""
-
-
-class Violation(AssertionError):
-    """An invariant does not hold. The seed replays it."""
 
 
 class Checks:
@@ -344,38 +340,14 @@ class Checks:
         hold(len(nodes) == len(world.actors), "I12 a node is not up")
         hold(sum(node.replicate.active for node in nodes) == 1, "I12 no single active coordinator")
         hold(not world.hub.outbox, f"I12 {len(world.hub.outbox)} webhooks are still at the hub")
-        self._config_is_settled(nodes)
-        self._ledgers_agree(nodes)
+        config_is_settled(nodes)
+        ledgers_agree(world, nodes, forked=bool(self._cloned))
         self._forks_are_kept()
         for node in nodes:
             missing = [key for key in self.taken if node.journal.known(key) is None]
             hold(not missing, f"I6 {node.me} lacks {missing[:3]}")
             hold(node.view(world.now).me == node.me, f"I10 {node.me} does not answer")
         self._runs_are_done(nodes[0])
-
-    @staticmethod
-    def _config_is_settled(nodes: list[Node]) -> None:
-        """A wish may wait for a voter who will not come, and longer than the calm lasts; what was made is stored."""
-        configs = {config_id(node.election.voters): None for node in nodes}
-        hold(len(configs) == 1, f"I12 nodes have different configs of voters: {list(configs)}")
-        (leader,) = (node for node in nodes if node.replicate.active)
-        hold(leader.reconfigure.stored, f"I12 the config of {leader.me} is not settled")
-
-    def _ledgers_agree(self, nodes: list[Node]) -> None:
-        heads = [node.reconcile.heads() for node in nodes]
-        hold(all(h == heads[0] for h in heads), f"I8 ledgers differ: {[sum(x.seq for x in h) for h in heads]}")
-        for actor in self._world.actors:
-            hold(store.heads(actor.disk.conn) == heads[0], f"I8 {actor.disk.node} has another ledger on disk")
-        witness = self._world.actors[self._world.plan.seed % len(nodes)]  # one a seed: to hash all of them is slow
-        verdict = store.verify_all(witness.disk.conn, verify)
-        hold(not verdict.faults, f"I4 {witness.disk.node}: {verdict.faults[:1]}")
-        held = unpruned(self._world)
-        told = [store.headers(actor.disk.conn) for actor in self._world.actors] if self._cloned else held
-        views = [node.journal.views(most=1_000_000) for node in nodes]
-        alike = [view == views[0] for view, has in zip(views, told, strict=True) if has == told[0]]
-        hold(all(alike), "I8 journals differ")
-        if not self._cloned:
-            hold(all(has == held[0] for has in held), "I8 ledgers of the same length differ")
 
     def _forks_are_kept(self) -> None:
         """The owner was told, and nobody goes on in a log that has two branches."""
@@ -398,8 +370,3 @@ class Checks:
         hold(not lost, f"I7 webhooks without exactly one effect: {lost[:3]}")
         undone = [run.run for run in runs if run.state == "done" and effects.get(run.run, 0) != 1]
         hold(not undone, f"I7 runs without exactly one effect: {undone[:3]}")
-
-
-def hold(condition: bool, text: str) -> None:
-    if not condition:
-        raise Violation(text)

@@ -28,7 +28,7 @@ from ..ledger import store
 from ..ledger.pruning import Retention
 from ..node import Node, Setup
 from ..wire import Facts, Voters
-from .checks import Checks, Violation
+from .checks import Checks
 from .disk import Disk
 from .hands import SimHands
 from .keys import SimKey
@@ -36,6 +36,7 @@ from .links import DIAL_S, Links
 from .network import CALM, Network, Weather, draw_weather
 from .outside import Hub, Service
 from .owner import Owner
+from .rest import Violation
 
 REST_S = 60.0
 """Calm at the end: ten election timeouts and every backoff of a run that failed in the storm. A short seed has half of

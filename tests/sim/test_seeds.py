@@ -12,7 +12,7 @@ import pytest
 
 from piclusterd.sim.ablations import ABLATIONS, first_failure, hunt, table
 from piclusterd.sim.census import Census, lines
-from piclusterd.sim.checks import Violation
+from piclusterd.sim.rest import Violation
 from piclusterd.sim.storm import THEMES
 from piclusterd.sim.world import Plan
 

@@ -26,12 +26,13 @@ from piclusterd.events import (
 from piclusterd.ids import LogId, NodeId, RunId
 from piclusterd.ledger import store
 from piclusterd.sim.ablations import ablated, play
-from piclusterd.sim.checks import Checks, Violation
+from piclusterd.sim.checks import Checks
 from piclusterd.sim.disk import Disk
 from piclusterd.sim.hands import of_newer_release
 from piclusterd.sim.keys import SimKey, verify
 from piclusterd.sim.network import CALM, Network, Weather, draw_weather
 from piclusterd.sim.outside import WINDOW, Hub, Line, Service
+from piclusterd.sim.rest import Violation
 from piclusterd.sim.world import Plan, World
 from piclusterd.wire import Heartbeat, Hook, Voters
 
