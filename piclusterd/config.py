@@ -211,11 +211,15 @@ class Scheduled:
     ]
     cron: Annotated[str, Meta(min_length=1, max_length=128, description="minute hour day month weekday, as in cron")]
     what: Annotated[
-        Literal["hub-health", "triage-report", "prompt"],
-        Meta(description="look at the hub, count the runs of triage, or ask the default model"),
+        Literal["hub-health", "triage-report", "prompt", "batch"],
+        Meta(description="look at the hub, count the runs of triage, ask the default model, or ask it many things"),
     ]
     timezone: Annotated[str, Meta(max_length=64, description="of the cron line, as in /usr/share/zoneinfo")] = "UTC"
     prompt: Annotated[str, Meta(max_length=8000, description="what the model is asked")] = ""
+    prompts: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=8000)], ...],
+        Meta(max_length=64, description="what a batch asks, each by itself, of the droplet first"),
+    ] = ()
     missed: Annotated[
         Literal["skip", "run-once"],
         Meta(description="what to do about times at which no coordinator was there: nothing, or the newest of them"),

@@ -341,6 +341,8 @@ def _check_schedule(sheet: _Sheet, config: Config) -> None:
         seen.setdefault(line.name, number)
         if line.what == "prompt" and not line.prompt:
             sheet.fault((*where, "prompt"), "missing: it is what the model is asked")
+        if line.what == "batch" and not line.prompts:
+            sheet.fault((*where, "prompts"), "missing: they are what the model is asked")
         try:
             CronSim(line.cron, datetime(2026, 1, 1, tzinfo=ZoneInfo(line.timezone)))
         except CronSimError as error:

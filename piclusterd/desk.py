@@ -164,8 +164,10 @@ class Desk:
         taken: HookTaken = await self._mailbox.ask(partial(HookArrived, hook=hook), HOOK_ANSWER_S)
         return taken
 
-    async def _who(self, model: str, embeddings: bool, tokens: int, exclude: tuple[NodeId, ...]) -> Choice:
-        ask = partial(WhoServes, model=model, embeddings=embeddings, prompt_tokens=tokens, exclude=exclude)
+    async def _who(self, model: str, embeddings: bool, tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
+        ask = partial(
+            WhoServes, model=model, embeddings=embeddings, prompt_tokens=tokens, exclude=exclude, prefer=prefer
+        )
         choice: Choice = await self._mailbox.ask(ask, ANSWER_S)
         return choice
 

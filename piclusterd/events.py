@@ -158,6 +158,8 @@ class WhoServes:
     embeddings: bool = False
     prompt_tokens: int = 0
     exclude: tuple[NodeId, ...] = ()
+    prefer: str = ""
+    """A role whose nodes come first; "" where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +319,8 @@ class Ask:
     token: Token
     run: RunId
     request: Mapping[str, Any]
+    prefer: str = ""
+    """As in `WhoServes`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,7 +264,7 @@ class Hands:
     async def _ask(self, effect: Ask) -> None:
         async def act() -> Mapping[str, Any]:
             async with asyncio.timeout(MODEL_TIMEOUT_S):
-                return await self._serving.complete(effect.request)
+                return await self._serving.complete(effect.request, effect.prefer)
 
         await self._mailbox.post(await _outcome(effect.token, act()))
 

@@ -358,9 +358,9 @@ class Node:
 
     def _asked(self, event: Event, now: float) -> list[Effect]:
         match event:
-            case WhoServes(ticket, model, embeddings, prompt_tokens, exclude):
+            case WhoServes(ticket, model, embeddings, prompt_tokens, exclude, prefer):
                 self.placement.members_changed(self.membership.alive(), self.membership.links)
-                return [Answer(ticket, self.placement.choose(model, embeddings, prompt_tokens, exclude, now))]
+                return [Answer(ticket, self.placement.choose(model, embeddings, prompt_tokens, exclude, now, prefer))]
             case Snapshot(ticket):
                 return [Answer(ticket, self.view(now))]
             case Shutdown():

@@ -80,7 +80,16 @@ def make_patience(config: Config) -> Patience:
 
 def make_agenda(config: Config) -> Agenda:
     lines = tuple(
-        Line(line.name, line.cron, line.timezone, line.what, line.prompt, line.missed, bool(line.post_url_file))
+        Line(
+            line.name,
+            line.cron,
+            line.timezone,
+            line.what,
+            line.prompt,
+            line.missed,
+            bool(line.post_url_file),
+            line.prompts,
+        )
         for line in config.schedule
     )
     configured = {"linear": config.linear.token_file, "github": config.github.token_file}

@@ -41,9 +41,12 @@ class Placement:
                 self._sent.pop(member.node, None)
 
     def choose(
-        self, model: str, embeddings: bool, prompt_tokens: int, exclude: Sequence[NodeId], now: float
+        self, model: str, embeddings: bool, prompt_tokens: int, exclude: Sequence[NodeId], now: float, prefer: str = ""
     ) -> Choice | PiclusterError:
         """The alive node that would answer first. `exclude` have failed this request already.
+
+        Where `prefer` names a role, nodes of that role come before all others, however busy: work that nobody waits for
+        goes to the droplet and leaves the Pis to those who do.
 
         Returns `NotFound`, naming the models there are, where no node of the cluster serves `model`; `Unavailable`
         where those that do are not alive, not linked or excluded.
@@ -56,10 +59,16 @@ class Placement:
         if not able:
             return self._unavailable(name, [member for member, _ in serving], exclude)
         ranked = sorted(
-            (self._predicted(member, facts, prompt_tokens, now), member.node != self._me, member.node, member, facts)
-            for member, facts in able
+            (
+                prefer not in ("", m.facts.role),
+                self._predicted(m, facts, prompt_tokens, now),
+                m.node != self._me,
+                m.node,
+            )
+            for m, facts in able
         )
-        seconds, _, node, member, facts = ranked[0]
+        _, seconds, _, node = ranked[0]
+        member, facts = next((m, facts) for m, facts in able if m.node == node)
         self._sent.setdefault(node, []).append(now)
         return Choice(node, _shown(member), name, _reason(member, facts, seconds), seconds)
 

@@ -47,8 +47,8 @@ CHARS_PER_TOKEN = 4
 RETRYABLE = (Unavailable, Broken, OSError, TimeoutError)
 """Faults of a node or of the way to it."""
 
-Who = Callable[[str, bool, int, tuple[NodeId, ...]], Awaitable[Choice]]
-"""(model, embeddings, prompt tokens, exclude) → where. Raises the `PiclusterError` where nobody can."""
+Who = Callable[[str, bool, int, tuple[NodeId, ...], str], Awaitable[Choice]]
+"""(model, embeddings, prompt tokens, exclude, preferred role) → where. Raises the `PiclusterError` where nobody can."""
 
 Relay = Callable[[NodeId, str, bytes], AsyncGenerator[bytes, None]]
 """(peer, "generate" | "embed", body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way
@@ -72,14 +72,17 @@ class Serving:
         self._relay = relay
         self._default = default_model
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Started | Delta | Done, None]:
-        """`Started`, then the answer. Closing the generator cancels it wherever it runs.
+    async def generate(
+        self, request: GenerateRequest, prefer: str = ""
+    ) -> AsyncGenerator[Started | Delta | Done, None]:
+        """`Started`, then the answer, from a node of the role `prefer` where one can.
 
+        Closing the generator cancels it wherever it runs.
         Raises `UserError` (the request), `NotFound` (the model), `Overloaded` or `Unavailable` (no node can now, or the
         one that answered is gone).
         """
         tokens = request.text_length // CHARS_PER_TOKEN
-        attempts = _Attempts(self._who, self._named(request.model), False, tokens)
+        attempts = _Attempts(self._who, self._named(request.model), False, tokens, prefer)
         while True:
             choice = await attempts.next()
             async with aclosing(self._answers(choice, request)) as answers:
@@ -107,11 +110,11 @@ class Serving:
             except RETRYABLE as fault:
                 attempts.failed(choice, fault)
 
-    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def complete(self, body: Mapping[str, Any], prefer: str = "") -> dict[str, Any]:
         """The answer to an OpenAI chat `body` as `{"text", "model", "node"}` (a workflow's `AskModel`)."""
         text = ""
         choice: Choice | None = None
-        async with aclosing(self.generate(chat_request(parse(body, ChatBody)))) as answer:
+        async with aclosing(self.generate(chat_request(parse(body, ChatBody)), prefer)) as answer:
             async for item in answer:
                 match item:
                     case Started(choice=choice):
@@ -198,9 +201,10 @@ class Serving:
 class _Attempts:
     """The nodes tried for one request so far."""
 
-    def __init__(self, who: Who, model: str, embeddings: bool, tokens: int) -> None:
+    def __init__(self, who: Who, model: str, embeddings: bool, tokens: int, prefer: str = "") -> None:
         self._who = who
         self._asked = (model, embeddings, tokens)
+        self._prefer = prefer
         self._excluded: tuple[NodeId, ...] = ()
         self._fault: PiclusterError | None = None
 
@@ -209,7 +213,7 @@ class _Attempts:
         if self._fault is not None and len(self._excluded) >= ATTEMPTS_MAX:
             raise self._fault
         try:
-            return await self._who(*self._asked, self._excluded)
+            return await self._who(*self._asked, self._excluded, self._prefer)
         except PiclusterError:
             if self._fault is not None:
                 raise self._fault from None

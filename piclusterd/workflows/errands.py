@@ -2,7 +2,11 @@
 
     hub-health     look (hub /health) ─┐
     triage-report  count (the runs)    ├─▶ [post] ─▶ Finish(done, what was found out)
-    prompt         ask (a model)      ─┘
+    prompt         ask (a model)       │
+    batch          ask, ask, …        ─┘
+
+Of a batch each question is a step of its own, so another coordinator goes on where one fell; nobody waits for it, so
+the droplet is asked first and the Pis where it cannot.
 
 Where the line has a `post_url` the text goes there as JSON; the address stays in the configuration, since it may hold a
 secret, and the ledger knows the line's name only. The post carries the run's id as `Idempotency-Key`.
@@ -29,8 +33,9 @@ TEXT_CHARS_MAX = 8000
 
 class _Errand(msgspec.Struct, frozen=True):
     name: str
-    what: Literal["hub-health", "triage-report", "prompt"]
+    what: Literal["hub-health", "triage-report", "prompt", "batch"]
     prompt: str = ""
+    prompts: tuple[str, ...] = ()
     post: bool = False
 
 
@@ -48,9 +53,15 @@ class Errands:
         errand = _errand(hook)
         if errand is None:
             return Finish("failed", "this is no line of a schedule")
-        if "find" not in results:
-            return self._find(run, errand)
-        text = str(results["find"].get("text", ""))[:TEXT_CHARS_MAX]
+        asked = (
+            [f"find-{number}" for number in range(1, len(errand.prompts) + 1)] if errand.what == "batch" else ["find"]
+        )
+        open_ = [number for number, step in enumerate(asked) if step not in results]
+        if open_:
+            return (
+                self._find(run, errand) if asked == ["find"] else self._ask(errand.prompts[open_[0]], asked[open_[0]])
+            )
+        text = "\n\n".join(str(results[step].get("text", "")) for step in asked)[:TEXT_CHARS_MAX]
         if errand.post and "post" not in results:
             return Call("post", "post", "text", {"line": errand.name, "text": text}, ids.uuid4_of(run, "post"))
         return Finish("done", text)
@@ -62,9 +73,12 @@ class Errands:
             case "triage-report":
                 return Call("find", "cluster", "triage_report", {}, ids.uuid4_of(run, "find"))
             case _:
-                messages = [{"role": "user", "content": errand.prompt}]
-                body = {"model": self._model, "messages": messages, "max_tokens": ANSWER_TOKENS_MAX}
-                return AskModel("find", body)
+                return self._ask(errand.prompt, "find", prefer="")
+
+    def _ask(self, prompt: str, step: str, prefer: str = "relay") -> Step:
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": self._model, "messages": messages, "max_tokens": ANSWER_TOKENS_MAX}
+        return AskModel(step, body, prefer)
 
 
 def _errand(hook: Hook) -> _Errand | None:

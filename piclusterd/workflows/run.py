@@ -241,9 +241,9 @@ class Runs:
     def _act(self, flight: Flight, now: float) -> list[Output]:
         assert self._term is not None
         match flight.step:
-            case AskModel(_, request):
+            case AskModel(_, request, prefer):
                 self._retoken(flight, "acting", now + ACT_TIMEOUT_S)
-                return [Ask(flight.token, flight.run, request)]
+                return [Ask(flight.token, flight.run, request, prefer)]
             case Call(_, service, operation, arguments, key):
                 breaker = self._breakers.setdefault(service, Breaker(service, self._rng))
                 if (wait_s := breaker.wait_s(now)) > 0:

@@ -53,10 +53,11 @@ class Line:
     name: str
     cron: str
     timezone: str
-    what: Literal["hub-health", "triage-report", "prompt"]
+    what: Literal["hub-health", "triage-report", "prompt", "batch"]
     prompt: str = ""
     missed: Literal["skip", "run-once"] = "skip"
     post: bool = False
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ class Schedule:
         if line.missed == "skip" and minute - due > LATE_MAX:
             return []
         asked = {"name": line.name, "what": line.what, "prompt": line.prompt, "post": line.post}
+        asked |= {"prompts": line.prompts} if line.prompts else {}
         return self._append(Hook("schedule", f"schedule:{line.name}:{due}", line.what, json.dumps(asked).encode()))
 
     # what never came -----------------------------------------------------------------------------------------

@@ -23,10 +23,14 @@ Results = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class AskModel:
-    """Ask a local model. `request` is an OpenAI chat body; the result is `{"text": str, "model": str, "node": str}`."""
+    """Ask a local model. `request` is an OpenAI chat body; the result is `{"text": str, "model": str, "node": str}`.
+
+    `prefer`: a role whose nodes are asked first, where one serves the model.
+    """
 
     name: str
     request: Mapping[str, Any]
+    prefer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

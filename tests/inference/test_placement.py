@@ -45,6 +45,14 @@ def test_a_faster_node_is_preferred_and_the_reason_says_why() -> None:
     assert choice.reason == "pi-2: 0 running, 0 queued, 34 tok/s, predicted 4.8 s"
 
 
+def test_work_that_nobody_waits_for_goes_to_the_droplet_however_busy_and_elsewhere_without_it() -> None:
+    droplet = Member(PI_2, 0, "alive", Facts(name="droplet", role="relay", models=(serving(queued=9),)))
+    placement = placed(member(PI_1, serving()), droplet)
+    choices = [placement.choose("qwen", False, 100, exclude, 0.0, "relay") for exclude in ((), (PI_2,))]
+    assert [choice.node for choice in choices if isinstance(choice, Choice)] == [PI_2, PI_1]
+    assert chosen(placement).node == PI_1
+
+
 def test_a_queue_sends_requests_elsewhere() -> None:
     assert chosen(placed(member(PI_1, serving(queued=1)), member(PI_2, serving()))).node == PI_2
 

@@ -33,8 +33,20 @@ def test_it_asks_the_service_that_knows(what: str, service: str) -> None:
 def test_a_prompt_is_put_to_the_model_and_its_answer_kept() -> None:
     step = ERRANDS.next(RUN, line("prompt"), {})
     assert isinstance(step, AskModel)
-    assert step.request["model"] == "small"
+    assert (step.request["model"], step.prefer) == ("small", "")
     assert step.request["messages"] == [{"role": "user", "content": "Say hello."}]
+
+
+def test_a_batch_asks_one_thing_after_the_other_and_the_droplet_first() -> None:
+    body = {"name": "nightly", "what": "batch", "prompt": "", "post": False, "prompts": ["one", "two"]}
+    hook = Hook("schedule", "schedule:nightly:1", "batch", json.dumps(body).encode())
+    first = ERRANDS.next(RUN, hook, {})
+    assert isinstance(first, AskModel)
+    assert (first.name, first.prefer, first.request["messages"][0]["content"]) == ("find-1", "relay", "one")
+    second = ERRANDS.next(RUN, hook, {"find-1": {"text": "1"}})
+    assert isinstance(second, AskModel)
+    assert (second.name, second.request["messages"][0]["content"]) == ("find-2", "two")
+    assert ERRANDS.next(RUN, hook, {"find-1": {"text": "1"}, "find-2": {"text": "2"}}) == Finish("done", "1\n\n2")
 
 
 def test_the_answer_is_posted_where_the_line_says_so_and_the_ledger_knows_no_address() -> None:
