@@ -19,6 +19,7 @@ from piclusterd.demo.huggingface_double import HuggingFaceDouble
 from piclusterd.demo.linear_double import LinearDouble
 from piclusterd.demo.notion_double import VERSION, NotionDouble
 from piclusterd.demo.workers_ai_double import MODEL, NEURONS_A_DAY, PAID_ONLY, WorkersAIDouble
+from piclusterd.integrations.github import GithubClient
 from piclusterd.integrations.linear import LinearClient
 from piclusterd.integrations.outcome import CallFailed
 from piclusterd.integrations.signatures import verify
@@ -143,6 +144,27 @@ async def test_a_delivery_that_failed_is_listed_and_sent_again_under_its_guid() 
         now[0] += 3 * 86_400 + 1
         assert (await github(double, "POST", f"{DELIVERIES}/{failed.id}/attempts"))[0] == 422
         assert (await github(double, "POST", f"{DELIVERIES}/1/attempts"))[0] == 404
+
+
+async def test_the_cluster_finds_what_github_could_not_deliver_and_has_it_sent_again() -> None:
+    double = GitHubDouble(secret="gh")
+    async with double, receiver([200, 503, 200]) as (url, came):
+        client = GithubClient(double.url, double.key, f"{REPOSITORY}/{HOOK_ID}")
+        double.hook_url = url
+        fine = await double.deliver("ping", {"zen": "Keep it logically awesome."})
+        lost = await double.deliver("push", {"ref": "refs/heads/main"})
+        page = await client.perform("deliveries_since", {"since_ms": 0}, "key")
+        assert (page["failed"], page["arrived"]) == ({lost.guid: lost.id}, [fine.guid])
+        assert await client.perform("redeliver", {"delivery": lost.id}, "key") == {"accepted": True}
+        assert came[-1][0]["X-GitHub-Delivery"] == lost.guid
+        page = await client.perform("deliveries_since", {"since_ms": 0}, "key")
+        assert lost.guid in page["arrived"]
+        double.faults.append(Fault("ratelimited", 30))
+        with pytest.raises(CallFailed) as limited:
+            await client.perform("deliveries_since", {"since_ms": 0}, "key")
+        assert limited.value.retry_after_s == 30
+        await client.close()
+    assert double.violations == []
 
 
 async def test_githubs_api_wants_its_headers_and_its_own_parameters() -> None:
