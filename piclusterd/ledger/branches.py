@@ -16,13 +16,13 @@ Sources: hypercore's `fork` counter and Scuttlebutt's forked feeds (both stop th
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from ..events import Fact
 from ..ids import LogId
 from ..wire import Dropped, Entry, Span
 from . import rows
-from .entry import SEQ_MAX, Header, Verify, decode_fact, decode_header, entry_hash, is_signed
+from .entry import CHECKPOINT, SEQ_MAX, Header, Verify, decode_fact, decode_header, entry_hash, is_signed
 from .rows import Log, Run
 
 LOOK_BACK = 256
@@ -50,7 +50,7 @@ def keep(conn: sqlite3.Connection, row: Log, branch: Run, verify: Verify) -> lis
     """
     known = conn.execute("SELECT count(*) FROM branches WHERE log = ?", (row.id,)).fetchone()[0]
     facts: list[Fact] = []
-    for header, entry, fact in vouched(row, branch, verify):
+    for header, entry, fact in vouched(row, branch, verify, _roots(conn, row)):
         if known >= BRANCH_ENTRIES_MAX:
             break
         if rows.header_at(conn, row, header.seq) == entry.header:
@@ -62,8 +62,20 @@ def keep(conn: sqlite3.Connection, row: Log, branch: Run, verify: Verify) -> lis
     return facts
 
 
-def vouched(row: Log, branch: Run, verify: Verify) -> list[tuple[Header, Entry, Fact]]:
-    """The entries of `branch` that a signature of the log's key covers; `branch` may hold several pieces mixed."""
+def _roots(conn: sqlite3.Connection, row: Log) -> frozenset[bytes]:
+    """What the entries of branches held already name as before them: their signatures cover that, too."""
+    held = (
+        decode_header(bytes(raw)) for (raw,) in conn.execute("SELECT header FROM branches WHERE log = ?", (row.id,))
+    )
+    return frozenset(header.prev for header in held if isinstance(header, Header))
+
+
+def vouched(row: Log, branch: Run, verify: Verify, roots: Container[bytes] = ()) -> list[tuple[Header, Entry, Fact]]:
+    """The entries of `branch` that a signature of the log's key covers; `branch` may hold several pieces mixed.
+
+    A signature stands on the last entry of a commit only, so what is asked for before a floating piece may come without
+    one: `roots` are hashes that something held and signed hangs on.
+    """
     waiting: dict[bytes, tuple[Header, Entry, Fact]] = {}
     sound: dict[bytes, tuple[Header, Entry, Fact]] = {}
     for header, entry in branch:
@@ -72,7 +84,7 @@ def vouched(row: Log, branch: Run, verify: Verify) -> list[tuple[Header, Entry, 
             continue
         hashed = entry_hash(entry.header)
         waiting[hashed] = (header, entry, fact)
-        if entry.signature and is_signed(row.key, hashed, entry.signature, verify):
+        if hashed in roots or (entry.signature and is_signed(row.key, hashed, entry.signature, verify)):
             while hashed in waiting:  # back along the chain: one signature covers all that is before it
                 sound[hashed] = waiting.pop(hashed)
                 hashed = sound[hashed][0].prev
@@ -122,20 +134,20 @@ def missing(conn: sqlite3.Connection) -> tuple[Span, ...]:
 def _pieces(conn: sqlite3.Connection, row: Log) -> list[tuple[int, bytes, bool]]:
     """(seq, hash, does it hang on the rest?) of every branch entry, by seq.
 
-    What hung on something that a checkpoint has replaced hangs on the beginning: nobody can show more.
+    What hung on something that a checkpoint of either branch has replaced hangs on the beginning: nobody can show more.
     """
-    sql = "SELECT seq, hash, header FROM branches WHERE log = ? ORDER BY seq, hash"
+    sql = "SELECT hash, header FROM branches WHERE log = ? ORDER BY seq, hash"
+    found = [(bytes(hashed), decode_header(bytes(raw))) for hashed, raw in conn.execute(sql, (row.id,)).fetchall()]
+    held = [(hashed, header) for hashed, header in found if isinstance(header, Header)]
+    begins = max([rows.begins(conn, row), *(header.seq for _, header in held if header.kind == CHECKPOINT)])
     hanging: set[bytes] = set()
-    begins = rows.begins(conn, row)
     pieces = []
-    for seq, hashed, raw in conn.execute(sql, (row.id,)).fetchall():
-        header = decode_header(bytes(raw))
-        below = rows.header_at(conn, row, seq - 1)
-        prev = header.prev if isinstance(header, Header) else b""
-        hangs = seq <= begins or prev in hanging or (below is not None and entry_hash(below) == prev)
-        if hangs:
-            hanging.add(bytes(hashed))
-        pieces.append((seq, bytes(hashed), hangs))
+    for hashed, header in held:
+        below = rows.header_at(conn, row, header.seq - 1)
+        rooted = header.seq <= begins or (below is not None and entry_hash(below) == header.prev)
+        if rooted or header.prev in hanging:
+            hanging.add(hashed)
+        pieces.append((header.seq, hashed, hashed in hanging))
     return pieces
 
 

@@ -158,3 +158,28 @@ def test_a_branch_whose_root_a_checkpoint_has_replaced_hangs_on_the_beginning(
     assert reasons(applied) == ["fork"]
     assert applied.heads == (Head(*LOG, 5),)
     assert applied.missing == ()
+
+
+def test_a_branch_that_a_checkpoint_ends_is_asked_for_from_there_on(
+    ours: sqlite3.Connection, theirs: sqlite3.Connection, rewound: sqlite3.Connection
+) -> None:
+    """What is before the checkpoint is on no disk any more."""
+    add(ours, "a")
+    give(ours, theirs)
+    _, second = add(rewound, "x", "y")
+    made, _ = prune.add_checkpoint(rewound, LOG, Plan(4, (), (), 4), KEY, "pi", 9000)
+    applied = store.apply(theirs, [second, *made, *add(rewound, "z")], verify)
+    assert (applied.heads, applied.missing) == ((Head(*LOG, 6),), ())
+
+
+def test_the_middle_of_a_commit_is_vouched_for_by_what_hangs_on_it(
+    ours: sqlite3.Connection, theirs: sqlite3.Connection, rewound: sqlite3.Connection
+) -> None:
+    """A signature stands on the last entry of a commit alone, and it came with the piece that floats."""
+    add(ours, "a")
+    give(ours, theirs)
+    first, second, third = add(rewound, "x", "y", "z")
+    assert not first.signature
+    assert store.apply(theirs, [second, third], verify).missing == (Span(*LOG, 1, 3),)
+    assert store.apply(theirs, [first], verify).missing == ()
+    assert texts(theirs) == ["a", "old", "x", "y", "z"]
