@@ -108,8 +108,8 @@ async def _kill_ours(room: Path, preset: str, kills: int) -> Kills:
         await ours.until_equal(cluster, EQUAL_S)
     finally:
         await cluster.close()
-    held = [_deliveries(member.state / "ledger.db") for member in cluster.members]
-    found.lost = sum(any(ours.delivery(number) not in keys for keys in held) for number in found.acked)
+    held = [_events(member.state / "ledger.db") for member in cluster.members]
+    found.lost = sum(any(ours.event(number) not in keys for keys in held) for number in found.acked)
     return found
 
 
@@ -141,11 +141,10 @@ async def _stream(where: tuple[str, int], numbers: Iterator[int], acked: set[int
             await asyncio.sleep(PAUSE_S)
 
 
-def _deliveries(path: Path) -> set[str]:
-    """GitHub's ids of the webhooks in a ledger's file."""
+def _events(path: Path) -> set[str]:
+    """The keys of the webhooks in a ledger's file."""
     with closing(open_reader(path)) as conn:
-        keys = [str(fact.body["key"]) for fact in store.facts(conn) if fact.kind == "hook"]
-    return {key.split(":")[1] for key in keys}
+        return {str(fact.body["key"]) for fact in store.facts(conn) if fact.kind == "hook"}
 
 
 # etcd --------------------------------------------------------------------------------------------------------------

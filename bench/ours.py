@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.load import Address, webhook
 from piclusterd.demo.cluster import LOOPBACK, Cluster, Member
+from piclusterd.integrations.signatures import event_key
 
 SECRET = "bench"
 SIZE = 3
@@ -51,8 +52,14 @@ def body(number: int) -> bytes:
 
 
 def delivery(number: int) -> str:
-    """GitHub's id of the delivery, which is a part of its key in the ledger."""
+    """GitHub's id of the delivery."""
     return f"bench-{number}"
+
+
+def event(number: int) -> str:
+    """The key under which the ledger knows webhook `number`: GitHub signs its body only."""
+    said = body(number)
+    return event_key("github", {}, json.loads(said), said)
 
 
 def hook(number: int) -> bytes:
