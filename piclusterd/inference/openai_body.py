@@ -34,6 +34,7 @@ from .protocol import (
     Field,
     GenerateRequest,
 )
+from .tools_body import Calls, ToolChoice, Tools, calls, choice_text, tools_text
 
 SEED_MASK = 2**32 - 1
 """Clients send 64-bit and negative seeds; llama.cpp takes 32 bits."""
@@ -63,6 +64,9 @@ class Part(msgspec.Struct):
 class MessageBody(msgspec.Struct):
     role: Roles
     content: str | list[Part] | None = None
+    tool_calls: Calls | None = None
+    tool_call_id: Name | None = None
+    name: Name | None = None
 
 
 class SchemaBody(msgspec.Struct):
@@ -112,6 +116,9 @@ class ChatBody(SamplingBody, kw_only=True):
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionBody(SamplingBody, kw_only=True):
@@ -159,6 +166,9 @@ def chat_request(body: ChatBody) -> GenerateRequest:
         json_schema=_schema(body.response_format),
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs or 0,
+        tools=tools_text(body.tools),
+        tool_choice=choice_text(body.tool_choice, body.tools),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
     )
 
 
@@ -223,7 +233,8 @@ def _message(number: int, body: MessageBody) -> ChatMessage:
                     param=f"messages[{number}].content",
                 )
         content = "".join(part.text for part in content)
-    return ChatMessage("system" if body.role == "developer" else body.role, content)
+    role = "system" if body.role == "developer" else body.role
+    return ChatMessage(role, content, calls(body.tool_calls), body.tool_call_id or "", body.name or "")
 
 
 def _schema(form: ResponseFormat | None) -> str:

@@ -35,6 +35,10 @@ TOP_LOGPROBS_MAX = 20
 """Alternatives told of each token; OpenAI's limit."""
 FIELDS_MAX, OPTIONS_MAX, OPTION_CHARS_MAX = 16, 64, 128
 """Of `choices`: each option is a few tokens in one batch, and a field is a pass."""
+TOOLS_MAX = 128
+"""Functions offered to a chat, and calls in one turn: OpenAI's limit."""
+TOOL_NAME_MAX = 64
+"""Characters of a function's name; OpenAI's limit."""
 EMBED_BATCH_MAX = 64
 """Texts in one frame; the pool splits longer lists, so that generation gets its turn in between."""
 
@@ -50,9 +54,22 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     """Base of everything below. Field order is the wire format: append only, with a default."""
 
 
+class ToolCall(Frame, frozen=True):
+    """A call that the model wants made, by who asked and never by us: `arguments` is the JSON text of an object."""
+
+    id: Annotated[str, Meta(max_length=256)]
+    name: Annotated[str, Meta(max_length=TOOL_NAME_MAX)]
+    arguments: str
+
+
 class ChatMessage(Frame, frozen=True):
+    """`tool_calls` are an assistant's, `tool_call_id` and `name` say what a tool's result answers."""
+
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] = ()
+    tool_call_id: Annotated[str, Meta(max_length=256)] = ""
+    name: Annotated[str, Meta(max_length=256)] = ""
 
 
 class Field(Frame, frozen=True):
@@ -71,6 +88,8 @@ class GenerateRequest(Frame, frozen=True):
     `max_tokens` 0 means: until the context is full. `temperature` 0 is greedy. `json_schema` is JSON text; when set,
     the answer is JSON that conforms to it (within what grammars can express). With `choices`, nothing is sampled: of
     each field the most probable option is taken, and `Done.choices` tells the probabilities (`choosing`).
+    `tools` is the JSON text of OpenAI's list of tools, for the chat template; `tool_choice` is "auto", "none",
+    "required" or "name:" and the one function to call. What was called is in `Done.tool_calls`.
     `logit_bias` is pairs of token and what is added to its logit; `top_logprobs` counts the alternatives told of each
     token where `logprobs` is set.
     """
@@ -93,11 +112,14 @@ class GenerateRequest(Frame, frozen=True):
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] = 0
     choices: Annotated[tuple[Field, ...], Meta(max_length=FIELDS_MAX)] = ()
+    tools: Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)] = ""
+    tool_choice: Annotated[str, Meta(max_length=5 + TOOL_NAME_MAX)] = "auto"
+    parallel_tool_calls: bool = True
 
     @property
     def text_length(self) -> int:
         """Characters of the prompt, whatever its form."""
-        return len(self.prompt) + sum(len(message.content) for message in self.messages)
+        return len(self.prompt) + len(self.tools) + sum(len(message.content) for message in self.messages)
 
 
 class EmbedRequest(Frame, frozen=True):
@@ -169,6 +191,7 @@ class Done(Frame, frozen=True, tag="done"):
     """The end of an answer. Rates are of this request, tokens per second; 0 where too short to tell.
 
     `choices`: of each field asked for, the probability of each option, given that the answer is one of them.
+    `tool_calls`: what the model wants called; their text was not told as Deltas.
     """
 
     id: int
@@ -179,6 +202,7 @@ class Done(Frame, frozen=True, tag="done"):
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
     choices: tuple[tuple[float, ...], ...] = ()
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] = ()
 
 
 class Beat(Frame, frozen=True, tag="beat"):

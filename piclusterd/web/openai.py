@@ -243,6 +243,8 @@ class _Stream:
                 await self._event(self._shape.part(index, item.text, item.logprobs))
             case Done():
                 self._ended.append(item)
+                if item.tool_calls:
+                    await self._event(self._shape.calling(index, item))
                 await self._event(self._shape.ending(index, item))
 
     async def _event(self, data: Mapping[str, Any]) -> None:

@@ -46,7 +46,9 @@ class Shape:
 
     def _choice(self, index: int, answer: Answer) -> Json:
         assert answer.done is not None, "it has come to its end"
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: Json = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.done.tool_calls:
+            message |= {"content": answer.text or None, "tool_calls": _tool_calls(answer.done)}
         content = {"message": message} if self.chat else {"text": answer.text}
         logprobs = self._logprobs(answer.logprobs)
         choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason(answer.done)}
@@ -58,6 +60,11 @@ class Shape:
 
     def part(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Json:
         return self._chunk(index, {"content": text} if self.chat else {"text": text}, None, self._logprobs(logprobs))
+
+    def calling(self, index: int, done: Done) -> Json:
+        """The calls that the answer ends with, in one chunk."""
+        calls = [{"index": number, **call} for number, call in enumerate(_tool_calls(done))]
+        return self._chunk(index, {"tool_calls": calls}, None)
 
     def ending(self, index: int, done: Done) -> Json:
         chunk = self._chunk(index, {} if self.chat else {"text": ""}, finish_reason(done))
@@ -95,7 +102,16 @@ class Shape:
 
 
 def finish_reason(done: Done) -> str:
+    if done.tool_calls:
+        return "tool_calls"
     return "length" if done.reason == "length" else "stop"
+
+
+def _tool_calls(done: Done) -> list[Json]:
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in done.tool_calls
+    ]
 
 
 def usage(dones: Sequence[Done]) -> Json:
