@@ -164,10 +164,8 @@ class Desk:
         taken: HookTaken = await self._mailbox.ask(partial(HookArrived, hook=hook), HOOK_ANSWER_S)
         return taken
 
-    async def _who(self, model: str, embeddings: bool, tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
-        ask = partial(
-            WhoServes, model=model, embeddings=embeddings, prompt_tokens=tokens, exclude=exclude, prefer=prefer
-        )
+    async def _who(self, model: str, task: str, tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
+        ask = partial(WhoServes, model=model, task=task, prompt_tokens=tokens, exclude=exclude, prefer=prefer)
         choice: Choice = await self._mailbox.ask(ask, ANSWER_S)
         return choice
 

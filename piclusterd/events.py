@@ -155,7 +155,7 @@ class WhoServes:
 
     ticket: Ticket
     model: str
-    embeddings: bool = False
+    task: str = "generate"
     prompt_tokens: int = 0
     exclude: tuple[NodeId, ...] = ()
     prefer: str = ""

@@ -52,6 +52,7 @@ from .events import (
 )
 from .folding import MEANING
 from .ids import NodeId, Term
+from .inference import tasks
 from .inference.serving import Serving
 from .integrations.outcome import CallFailed
 from .ledger.writer import LedgerWriter
@@ -264,7 +265,7 @@ class Hands:
     async def _ask(self, effect: Ask) -> None:
         async def act() -> Mapping[str, Any]:
             async with asyncio.timeout(MODEL_TIMEOUT_S):
-                return await self._serving.complete(effect.request, effect.prefer)
+                return await tasks.perform(self._serving, effect.request, effect.prefer)
 
         await self._mailbox.post(await _outcome(effect.token, act()))
 

@@ -358,9 +358,9 @@ class Node:
 
     def _asked(self, event: Event, now: float) -> list[Effect]:
         match event:
-            case WhoServes(ticket, model, embeddings, prompt_tokens, exclude, prefer):
+            case WhoServes(ticket, model, task, prompt_tokens, exclude, prefer):
                 self.placement.members_changed(self.membership.alive(), self.membership.links)
-                return [Answer(ticket, self.placement.choose(model, embeddings, prompt_tokens, exclude, now, prefer))]
+                return [Answer(ticket, self.placement.choose(model, task, prompt_tokens, exclude, now, prefer))]
             case Snapshot(ticket):
                 return [Answer(ticket, self.view(now))]
             case Shutdown():

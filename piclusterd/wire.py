@@ -94,6 +94,9 @@ class Voters(Message, frozen=True):
     voters: tuple[NodeId, ...] = ()
 
 
+TASKS = ("generate", "embed", "classify", "summarize")
+
+
 class ModelFacts(Message, frozen=True):
     """What a node can say of one model it serves. Rates are measured on that board, in tokens per second."""
 
@@ -104,6 +107,13 @@ class ModelFacts(Message, frozen=True):
     prefill_tps: float = 0.0
     decode_tps: float = 0.0
     context: int = 0
+    tasks: tuple[str, ...] = ()
+    """What it can do: generate, embed, classify, summarize. Empty, as from older releases: see `does`."""
+
+    def does(self, task: str) -> bool:
+        if self.tasks:
+            return task in self.tasks
+        return task == "generate" or (task == "embed" and self.embeddings)
 
 
 class Facts(Message, frozen=True):

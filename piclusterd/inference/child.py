@@ -9,7 +9,7 @@ It owns the socket and pairs answers with callers by id. How the process comes t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from ..errors import PiclusterError, Unavailable, UserError
@@ -20,6 +20,8 @@ from .protocol import (
     FRAME_BYTES_MAX,
     LENGTH_BYTES,
     Cancel,
+    Classified,
+    Classify,
     Delta,
     Done,
     Embed,
@@ -147,15 +149,25 @@ class Child:
 
     async def embed(self, texts: tuple[str, ...]) -> Embedded:
         """One vector a text. Raises the child's `PiclusterError`, or `ChildDied`."""
+        frame = await self._call(lambda number: Embed(number, texts))
+        assert isinstance(frame, Embedded), "texts to embed are answered by Embedded"
+        return frame
+
+    async def classify(self, texts: tuple[str, ...]) -> Classified:
+        """The labels of each text. Raises the child's `PiclusterError`, or `ChildDied`."""
+        frame = await self._call(lambda number: Classify(number, texts))
+        assert isinstance(frame, Classified), "texts to classify are answered by Classified"
+        return frame
+
+    async def _call(self, asked: Callable[[int], Frame]) -> FromChild:
         number, answers = self._open_call()
         done = False
         try:
-            self._send(Embed(number, texts))
+            self._send(asked(number))
             frame = await self._answer(answers)
             done = True
         finally:
             self._close_call(number, cancel=not done)
-        assert isinstance(frame, Embedded), "texts are answered by Embedded"
         return frame
 
     def _open_call(self) -> tuple[int, asyncio.Queue[FromChild | PiclusterError]]:

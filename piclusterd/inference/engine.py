@@ -28,7 +28,7 @@ from .choosing import Choosing
 from .detokenise import TextStream
 from .embedder import Embeddings
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
-from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, TokenLogprob, failed
+from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, failed
 from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
@@ -74,7 +74,8 @@ class Engine:
     def ready(self) -> Ready:
         weights = self._weights
         name = weights.metadata("general.name")
-        return Ready(self.context, weights.embedding_size, weights.description, name, weights.template_sha256)
+        tasks: tuple[Task, ...] = ("generate", "embed") if weights.embedding_size > 0 else ("generate",)
+        return Ready(self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tasks)
 
     @property
     def busy(self) -> bool:

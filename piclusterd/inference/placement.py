@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice
 from ..ids import NodeId
-from ..wire import Member, ModelFacts
+from ..wire import TASKS, Member, ModelFacts
 from .routing import predict
 
 UNSEEN_S = 3.0
@@ -41,7 +41,7 @@ class Placement:
                 self._sent.pop(member.node, None)
 
     def choose(
-        self, model: str, embeddings: bool, prompt_tokens: int, exclude: Sequence[NodeId], now: float, prefer: str = ""
+        self, model: str, task: str, prompt_tokens: int, exclude: Sequence[NodeId], now: float, prefer: str = ""
     ) -> Choice | PiclusterError:
         """The alive node that would answer first. `exclude` have failed this request already.
 
@@ -52,9 +52,9 @@ class Placement:
         where those that do are not alive, not linked or excluded.
         """
         name = self._named(model)
-        serving = [(member, facts) for member in self._members for facts in _serves(member, name, embeddings)]
+        serving = [(member, facts) for member in self._members for facts in _serves(member, name, task)]
         if not serving:
-            return self._not_found(model, embeddings)
+            return self._not_found(model, task)
         able = [(m, facts) for m, facts in serving if not self._hindrance(m, exclude)]
         if not able:
             return self._unavailable(name, [member for member, _ in serving], exclude)
@@ -99,18 +99,26 @@ class Placement:
             return member.state
         return "" if member.node == self._me or member.node in self._links else "no link from here"
 
-    def _not_found(self, model: str, embeddings: bool) -> NotFound:
-        what = "embeds with" if embeddings else "serves"
-        there = ", ".join(self.models()) or "none"
-        return NotFound(f"no node {what} the model {model!r}.", f"There are: {there}.", param="model")
+    def _not_found(self, model: str, task: str) -> NotFound:
+        there = self.models()
+        if model in there:
+            why = f"It can {_can(self._members, model)}."
+            return NotFound(f"the model {model!r} cannot {task}.", why, param="model")
+        why = f"There are: {', '.join(there) or 'none'}."
+        return NotFound(f"no node serves the model {model!r}.", why, param="model")
 
     def _unavailable(self, model: str, serving: list[Member], exclude: Sequence[NodeId]) -> Unavailable:
         why = ", ".join(f"{_shown(member)}: {self._hindrance(member, exclude)}" for member in serving)
         return Unavailable(f"no node can answer with {model!r} now", f"{why}.")
 
 
-def _serves(member: Member, model: str, embeddings: bool) -> list[ModelFacts]:
-    return [facts for facts in member.facts.models if facts.name == model and (facts.embeddings or not embeddings)][:1]
+def _serves(member: Member, model: str, task: str) -> list[ModelFacts]:
+    return [facts for facts in member.facts.models if facts.name == model and facts.does(task)][:1]
+
+
+def _can(members: Sequence[Member], model: str) -> str:
+    facts = next(facts for member in members for facts in member.facts.models if facts.name == model)
+    return ", ".join(task for task in TASKS if facts.does(task)) or "nothing that this release knows"
 
 
 def _shown(member: Member) -> str:

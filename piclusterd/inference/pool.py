@@ -26,7 +26,7 @@ from ..errors import NotFound, Overloaded, Unavailable
 from ..wire import ModelFacts
 from .child import HANG_S, Child, ChildDied, LoadFault
 from .models import ModelSpec
-from .protocol import EMBED_BATCH_MAX, Delta, Done, Embedded, GenerateRequest, Ready
+from .protocol import EMBED_BATCH_MAX, Classified, Delta, Done, Embedded, GenerateRequest, Ready
 
 log = logging.getLogger(__name__)
 
@@ -201,14 +201,16 @@ class Served:
         self.decode.add(done.decode_tps)
 
     def facts(self, name: str) -> ModelFacts:
+        tasks = self.ready.tasks if self.ready is not None else ()
         return ModelFacts(
             name=name,
-            embeddings=self.ready is not None and self.ready.embedding_size > 0,
+            embeddings="embed" in tasks,
             busy=self.busy,
             queued=self.queued,
             prefill_tps=round(self.prefill.value, 1),
             decode_tps=round(self.decode.value, 1),
             context=self.ready.context if self.ready is not None else 0,
+            tasks=tasks,
         )
 
 
@@ -304,6 +306,16 @@ class Pool:
                 vectors += part.vectors
                 tokens += part.tokens
         return Embedded(0, tuple(vectors), tokens)
+
+    async def classify(self, model: str, texts: Sequence[str]) -> Classified:
+        """The labels of each text, with scores. Raises as `generate` does."""
+        served = self._of(model)
+        async with served.turn() as child:
+            parts = [
+                await child.classify(tuple(texts[at : at + EMBED_BATCH_MAX]))
+                for at in range(0, len(texts), EMBED_BATCH_MAX)
+            ]
+        return Classified(0, tuple(scores for part in parts for scores in part.scores), sum(p.tokens for p in parts))
 
     def _of(self, model: str) -> Served:
         served = self._served.get(self._aliases.get(model, model))

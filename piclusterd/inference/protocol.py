@@ -3,15 +3,18 @@
     pool ──Load──▶ child ──Ready | LoadFailed──▶ pool
     pool ──Generate(id)──▶ child ──Delta(id)*, Done(id) | Failed(id)──▶ pool        pool ──Cancel(id)──▶ child
     pool ──Embed(id)──▶ child ──Embedded(id) | Failed(id)──▶ pool        child, busy and silent ──Beat──▶ pool
+    pool ──Classify(id)──▶ child ──Classified(id) | Failed(id)──▶ pool
 
 On the Unix socket each frame is a little-endian uint32 length and a msgpack array `[tag, field, ...]`; peers get the
-same arrays as the messages of a stream (`GenerateRequest` or `EmbedRequest` there, the answers of the child back).
+same arrays as the messages of a stream (`GenerateRequest`, `EmbedRequest` or `ClassifyRequest` there, the answers of
+the child back).
 The child handles hostile model files and hostile prompts, so the pool decodes what it says under caps and validates it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgpack
@@ -48,6 +51,10 @@ LENGTH_BYTES = 4
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Bias = tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], Annotated[float, Meta(ge=-100.0, le=100.0)]]
+
+
+Task = Literal["generate", "embed", "classify", "summarize"]
+"""What a model can do; `wire.TASKS`."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +134,11 @@ class EmbedRequest(Frame, frozen=True):
     texts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2048)]
 
 
+class ClassifyRequest(Frame, frozen=True):
+    model: Annotated[str, Meta(max_length=256)]
+    texts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2048)]
+
+
 # pool → child ----------------------------------------------------------------------------------------------------
 class Load(Frame, frozen=True, tag="load"):
     """`context` tokens over all `slots`; `threads` decode, `batch_threads` read prompts. `others`: bytes of the weights
@@ -154,6 +166,11 @@ class Embed(Frame, frozen=True, tag="embed"):
     texts: Annotated[tuple[str, ...], Meta(max_length=EMBED_BATCH_MAX)]
 
 
+class Classify(Frame, frozen=True, tag="classify"):
+    id: int
+    texts: Annotated[tuple[str, ...], Meta(max_length=EMBED_BATCH_MAX)]
+
+
 # child → pool ----------------------------------------------------------------------------------------------------
 class Ready(Frame, frozen=True, tag="ready"):
     """The model is loaded. `context` is the longest prompt plus answer of one request, in tokens."""
@@ -164,6 +181,7 @@ class Ready(Frame, frozen=True, tag="ready"):
     name: str
     template_sha256: str
     """Of the file's chat template; empty where it has none and ChatML is used."""
+    tasks: tuple[Task, ...] = ("generate",)
 
 
 class LoadFailed(Frame, frozen=True, tag="load-failed"):
@@ -216,6 +234,32 @@ class Embedded(Frame, frozen=True, tag="embedded"):
     vectors: tuple[bytes, ...]
     tokens: int
 
+    @property
+    def count(self) -> int:
+        return len(self.vectors)
+
+    def parts(self) -> Iterator[Embedded]:
+        """One a text."""
+        for vector, tokens in zip(self.vectors, _shares(self.tokens, self.count), strict=True):
+            yield Embedded(self.id, (vector,), tokens)
+
+
+class Classified(Frame, frozen=True, tag="classified"):
+    """Of each text, in order, every label of the model with its score (0 to 1), the best first."""
+
+    id: int
+    scores: tuple[tuple[tuple[str, float], ...], ...]
+    tokens: int
+
+    @property
+    def count(self) -> int:
+        return len(self.scores)
+
+    def parts(self) -> Iterator[Classified]:
+        """One a text."""
+        for scores, tokens in zip(self.scores, _shares(self.tokens, self.count), strict=True):
+            yield Classified(self.id, (scores,), tokens)
+
 
 class Failed(Frame, frozen=True, tag="failed"):
     """A `PiclusterError` on its way to the caller."""
@@ -229,9 +273,9 @@ class Failed(Frame, frozen=True, tag="failed"):
     retry_after_s: float = 0.0
 
 
-ToChild = Load | Generate | Cancel | Embed
-FromChild = Ready | LoadFailed | Beat | Delta | Done | Embedded | Failed
-Answer = Delta | Done | Embedded | Failed
+ToChild = Load | Generate | Cancel | Embed | Classify
+FromChild = Ready | LoadFailed | Beat | Delta | Done | Embedded | Classified | Failed
+Answer = Delta | Done | Embedded | Classified | Failed
 """What a peer sends back for a relayed request."""
 
 
@@ -260,6 +304,11 @@ def framed(frame: Frame) -> bytes:
     """`frame` as it goes on the socket."""
     body = encode(frame)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
+
+
+def _shares(tokens: int, count: int) -> list[int]:
+    share, rest = divmod(tokens, max(1, count))
+    return [share + (rest if number == 0 else 0) for number in range(count)]
 
 
 def _finite(request: GenerateRequest) -> bool:

@@ -4,7 +4,7 @@
         ▲                └──peer──▶ relay ──┴──▶ first frame ──▶ Started, Delta*, Done
         └──── failed before the first frame: exclude that node, at most 2 more ────┘
 
-    peer ──"generate" | "embed"──▶ answer_peer ──▶ pool only (one hop: a relayed request is never relayed again)
+    peer ──TASK──▶ answer_peer ──▶ pool only (one hop: a relayed request is never relayed again)
 
 Nothing is retried once a part of the answer is out: the caller has seen it. Faults of the request itself (400) are not
 retried either: another node would say the same.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,6 +28,8 @@ from .placement import ANY_MODEL
 from .pool import Pool
 from .protocol import (
     Answer,
+    Classified,
+    ClassifyRequest,
     Delta,
     Done,
     Embedded,
@@ -47,12 +49,17 @@ CHARS_PER_TOKEN = 4
 RETRYABLE = (Unavailable, Broken, OSError, TimeoutError)
 """Faults of a node or of the way to it."""
 
-Who = Callable[[str, bool, int, tuple[NodeId, ...], str], Awaitable[Choice]]
-"""(model, embeddings, prompt tokens, exclude, preferred role) → where. Raises the `PiclusterError` where nobody can."""
+Who = Callable[[str, str, int, tuple[NodeId, ...], str], Awaitable[Choice]]
+"""(model, task, prompt tokens, exclude, preferred role) → where. Raises the `PiclusterError` where nobody can."""
 
 Relay = Callable[[NodeId, str, bytes], AsyncGenerator[bytes, None]]
-"""(peer, "generate" | "embed", body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way
-breaks. Closing the generator cancels the request over there."""
+"""(peer, task, body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way breaks.
+Closing the generator cancels the request over there."""
+
+
+REQUESTS = {"generate": GenerateRequest, "embed": EmbedRequest, "classify": ClassifyRequest}
+
+Whole = TypeVar("Whole", Embedded, Classified)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ class Serving:
         one that answered is gone).
         """
         tokens = request.text_length // CHARS_PER_TOKEN
-        attempts = _Attempts(self._who, self._named(request.model), False, tokens, prefer)
+        attempts = _Attempts(self._who, self._named(request.model), "generate", tokens, prefer)
         while True:
             choice = await attempts.next()
             async with aclosing(self._answers(choice, request)) as answers:
@@ -99,14 +106,31 @@ class Serving:
 
     async def embed(self, request: EmbedRequest) -> tuple[Choice, Embedded]:
         """One vector a text, and who made them. Raises as `generate` does."""
+        choice, parts = await self._whole("embed", request, Embedded, self._pool.embed)
+        vectors = tuple(vector for part in parts for vector in part.vectors)
+        return choice, Embedded(0, vectors, sum(part.tokens for part in parts))
+
+    async def classify(self, request: ClassifyRequest) -> tuple[Choice, Classified]:
+        """Labels and scores of each text, and who gave them. Raises as `generate` does."""
+        choice, parts = await self._whole("classify", request, Classified, self._pool.classify)
+        scores = tuple(one for part in parts for one in part.scores)
+        return choice, Classified(0, scores, sum(part.tokens for part in parts))
+
+    async def _whole(
+        self,
+        task: str,
+        request: EmbedRequest | ClassifyRequest,
+        kind: type[Whole],
+        here: Callable[[str, tuple[str, ...]], Awaitable[Whole]],
+    ) -> tuple[Choice, list[Whole]]:
         tokens = sum(map(len, request.texts)) // CHARS_PER_TOKEN
-        attempts = _Attempts(self._who, self._named(request.model), True, tokens)
+        attempts = _Attempts(self._who, self._named(request.model), task, tokens)
         while True:
             choice = await attempts.next()
             try:
                 if choice.node == self._me:
-                    return choice, await self._pool.embed(choice.model, request.texts)
-                return choice, await self._embedded_by(choice, request)
+                    return choice, [await here(choice.model, request.texts)]
+                return choice, await self._parts(choice, task, request, kind)
             except RETRYABLE as fault:
                 attempts.failed(choice, fault)
 
@@ -135,8 +159,10 @@ class Serving:
         except PiclusterError as fault:
             yield encode(failed(0, fault))
 
-    async def _answer_locally(self, name: str, body: bytes) -> AsyncGenerator[Delta | Done | Embedded, None]:
-        kind = {"generate": GenerateRequest, "embed": EmbedRequest}.get(name)
+    async def _answer_locally(
+        self, name: str, body: bytes
+    ) -> AsyncGenerator[Delta | Done | Embedded | Classified, None]:
+        kind = REQUESTS.get(name)
         request = Dropped(f"unknown request {name!r}") if kind is None else decode(body, kind)
         match request:
             case Dropped(reason=reason):
@@ -145,12 +171,12 @@ class Serving:
                 async with aclosing(self._pool.generate(request.model, request)) as answers:
                     async for frame in answers:
                         yield frame
+            case EmbedRequest():
+                for part in (await self._pool.embed(request.model, request.texts)).parts():
+                    yield part  # one text a message: they stay small
             case _:
-                assert isinstance(request, EmbedRequest)
-                embedded = await self._pool.embed(request.model, request.texts)
-                share, rest = divmod(embedded.tokens, len(embedded.vectors))
-                for number, vector in enumerate(embedded.vectors):  # one a message: they stay small
-                    yield Embedded(0, (vector,), share + (rest if number == 0 else 0))
+                for one in (await self._pool.classify(request.model, request.texts)).parts():
+                    yield one
 
     def _named(self, model: str) -> str:
         if model not in ANY_MODEL:
@@ -173,19 +199,20 @@ class Serving:
                     return
         raise Unavailable(f"{choice.name} stopped in the middle of its answer")
 
-    async def _embedded_by(self, choice: Choice, request: EmbedRequest) -> Embedded:
-        vectors: list[bytes] = []
-        tokens = 0
-        body = encode(EmbedRequest(choice.model, request.texts))
-        async with aclosing(self._relayed(choice, "embed", body)) as answers:
+    async def _parts(
+        self, choice: Choice, task: str, request: EmbedRequest | ClassifyRequest, kind: type[Whole]
+    ) -> list[Whole]:
+        """One part for each text, as `choice` answers."""
+        parts: list[Whole] = []
+        body = encode(msgspec.structs.replace(request, model=choice.model))
+        async with aclosing(self._relayed(choice, task, body)) as answers:
             async for answer in answers:
-                if not isinstance(answer, Embedded):
-                    raise Broken(f"{choice.name} answered embeddings with something else")
-                vectors += answer.vectors
-                tokens += answer.tokens
-        if len(vectors) != len(request.texts):
+                if not isinstance(answer, kind):
+                    raise Broken(f"{choice.name} answered {task} with something else")
+                parts.append(answer)
+        if sum(part.count for part in parts) != len(request.texts):
             raise Unavailable(f"{choice.name} stopped in the middle of its answer")
-        return Embedded(0, tuple(vectors), tokens)
+        return parts
 
     async def _relayed(self, choice: Choice, name: str, body: bytes) -> AsyncGenerator[Answer, None]:
         async with aclosing(self._relay(choice.node, name, body)) as messages:
@@ -201,9 +228,9 @@ class Serving:
 class _Attempts:
     """The nodes tried for one request so far."""
 
-    def __init__(self, who: Who, model: str, embeddings: bool, tokens: int, prefer: str = "") -> None:
+    def __init__(self, who: Who, model: str, task: str, tokens: int, prefer: str = "") -> None:
         self._who = who
-        self._asked = (model, embeddings, tokens)
+        self._asked = (model, task, tokens)
         self._prefer = prefer
         self._excluded: tuple[NodeId, ...] = ()
         self._fault: PiclusterError | None = None

@@ -40,6 +40,7 @@ from .protocol import (
     LENGTH_BYTES,
     Beat,
     Cancel,
+    Classify,
     Embed,
     Frame,
     Generate,
@@ -195,6 +196,8 @@ def _handle(frame: ToChild, engine: Engine, channel: Channel) -> None:
                     engine.submit(number, request)
             case Embed(id=number, texts=texts):
                 engine.submit_embed(number, texts)
+            case Classify():
+                raise UserError("this model cannot classify", "Only text-classification models of transformers can.")
             case Cancel(id=number):
                 engine.cancel(number)
     except PiclusterError as fault:

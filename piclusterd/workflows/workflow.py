@@ -23,8 +23,13 @@ Results = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class AskModel:
-    """Ask a local model. `request` is an OpenAI chat body; the result is `{"text": str, "model": str, "node": str}`.
+    """Ask a local model. The result names who answered: `{"model": str, "node": str}` and
 
+        an OpenAI chat body                                     text: str
+        {"task": "embed", "model": str, "texts": [str]}         vectors: [bytes], little-endian float32 of length 1
+        {"task": "classify", "model": str, "texts": [str]}      scores: [{label: 0 to 1}], the best label first
+
+    Results stay in the ledger: ask for few texts a step.
     `prefer`: a role whose nodes are asked first, where one serves the model.
     """
 

@@ -47,15 +47,13 @@ class Town:
     def move_in(self, me: NodeId, pool: Pool, claims: Sequence[ModelFacts] | None = None) -> Serving:
         self._claims[me] = tuple(pool.facts() if claims is None else claims)
 
-        async def who(
-            model: str, embeddings: bool, prompt_tokens: int, exclude: tuple[NodeId, ...], prefer: str
-        ) -> Choice:
+        async def who(model: str, task: str, prompt_tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
             placement = Placement(me)
             placement.members_changed(
                 [Member(node, 0, "alive", Facts(name=f"pi-{node[0]}", models=m)) for node, m in self._claims.items()],
                 self._claims,
             )
-            choice = placement.choose(model, embeddings, prompt_tokens, exclude, 0.0, prefer)
+            choice = placement.choose(model, task, prompt_tokens, exclude, 0.0, prefer)
             if isinstance(choice, PiclusterError):
                 raise choice
             return choice

@@ -54,12 +54,10 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
     changes = Changes()
     async with pool_of([spec(slots=slots)], queue_max, changes) as pool:
 
-        async def who(
-            model: str, embeddings: bool, prompt_tokens: int, exclude: tuple[NodeId, ...], prefer: str
-        ) -> Choice:
+        async def who(model: str, task: str, prompt_tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
             placement = Placement(ME)
             placement.members_changed([Member(ME, 0, "alive", Facts(name="pi-1", models=pool.facts()))], ())
-            choice = placement.choose(model, embeddings, prompt_tokens, exclude, 0.0, prefer)
+            choice = placement.choose(model, task, prompt_tokens, exclude, 0.0, prefer)
             if isinstance(choice, PiclusterError):
                 raise choice
             return choice
