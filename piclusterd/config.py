@@ -27,7 +27,10 @@ class Node:
     state_dir: Annotated[
         str, Meta(description="keys, ledger, models; empty: $STATE_DIRECTORY, else /var/lib/piclusterd")
     ] = ""
-    role: Annotated[Literal["worker", "relay"], Meta(description="a relay serves no models and never votes")] = "worker"
+    role: Annotated[
+        Literal["worker", "relay"],
+        Meta(description="a relay (the droplet) never votes and is asked first for what nobody waits for"),
+    ] = "worker"
 
 
 @dataclass(frozen=True, slots=True)

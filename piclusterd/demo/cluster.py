@@ -90,6 +90,8 @@ class Cluster:
     """Founding voters; None: all. The rest join as learners."""
     with_model: Sequence[int] = (0, 1)
     """Which nodes hold the demo model; the others relay to them."""
+    relays: Sequence[int] = ()
+    """Which nodes play the droplet."""
     preset: str = "lan"
     extra: str = ""
     """TOML added to the end of every node's configuration."""
@@ -135,7 +137,7 @@ class Cluster:
         name = f"pi-{index + 1}"
         home = self.root / name
         home.mkdir(parents=True, exist_ok=True)
-        return Member(name, home, free_port(), free_port())
+        return Member(name, home, free_port(), free_port(), role="relay" if index in self.relays else "worker")
 
     def _write_config(self, member: Member, model: bool) -> None:
         out = self.outside

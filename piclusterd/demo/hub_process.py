@@ -28,7 +28,7 @@ STOP_S = 5.0  # a stopping Python hub says goodbye to its sockets first
 WORKERD_STOP_S = 1.0  # workerd only waits for its sockets to end by themselves; all it promised is on disk already
 _LOW_PORT, _HIGH_PORT = 20_000, 32_000  # below Linux's ephemeral range, from which outgoing connections take theirs
 _TAIL = 2000  # characters of a failed child's output shown in the error
-_INHERITED = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
+_INHERITED = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "LD_PRELOAD", "CLOCK_STEP")
 
 
 class HubFailed(RuntimeError):

@@ -1,8 +1,8 @@
 """A cluster that is away, a hub that dies, and then everybody dies once more: no webhook is lost, none runs twice.
 
-Real workerd where it runs (else the Python hub), three real daemons, SIGKILL only. Seconds stand for the day here; the
-day itself, with its alarms and its days to live, is played on a stepped clock in tests/demo/test_hub_clock.py.
-300 webhooks; 5,000 where PICLUSTER_E2E=all is set.
+Real workerd where it runs (else the Python hub), three real daemons, SIGKILL only, and a wall clock that is stepped by
+an hour 24 times while no node is up; the hub dies at the end of every hour. 300 webhooks; 5,000 where PICLUSTER_E2E=all
+is set. The hub's days to live are played on a stepped clock in tests/demo/test_hub_clock.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -28,10 +29,12 @@ from piclusterd.ledger import database, store
 from piclusterd.workflows.journal import Journal
 
 from .rig import Rig, running
+from .stepped import HOUR_S, SteppedClock
 
 ALL = os.environ.get("PICLUSTER_E2E") == "all"
 SIZES = [300, pytest.param(5000, marks=[pytest.mark.slow_lane, pytest.mark.timeout(1800)])]
 SENDERS = 4
+HOURS = 24
 DRAIN_S = 900.0
 WINDOW = 32
 """Hooks in flight: how far two may change places when the hand they were in dies."""
@@ -85,29 +88,34 @@ async def start_cluster(rig: Rig) -> None:
     await asyncio.gather(*(rig.cluster.start(member) for member in rig.cluster.members))
 
 
-async def left(rig: Rig) -> int:
-    """Webhooks that wait at the hub."""
+async def health(rig: Rig) -> dict[str, Any]:
     assert rig.world.hub is not None
     async with rig.cluster.http.get(f"{rig.world.hub.url}/health") as answer:
-        return int((await answer.json())["depth"])
+        found: dict[str, Any] = await answer.json()
+        return found
 
 
 async def until_left(rig: Rig, count: int) -> None:
     async def few() -> bool:
-        return await left(rig) <= count
+        return int((await health(rig))["depth"]) <= count
 
     await rig.cluster.until(few, f"at most {count} webhooks wait at the hub", DRAIN_S)
 
 
 @pytest.mark.parametrize("count", SIZES)
-async def test_webhooks_of_an_outage_are_drained_in_order_and_each_runs_once(tmp_path: Path, count: int) -> None:
+async def test_webhooks_of_a_day_of_outage_are_drained_in_order_and_each_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     if count > 300 and not ALL:
         pytest.skip("5,000 webhooks: minutes; set PICLUSTER_E2E=all")
+    clock = SteppedClock(tmp_path, monkeypatch)
     async with running(tmp_path, hub="auto", with_model=(), extra=WHOLE) as rig:
         await kill_cluster(rig)
         sent = Sent()
-        await collect(rig, count, sent)
-        assert await left(rig) == count
+        await a_day(rig, clock, count, sent)
+        waiting = await health(rig)
+        assert waiting["depth"] == count
+        assert waiting["oldest_unacked_s"] >= (HOURS - 1) * HOUR_S
         await start_cluster(rig)
         await until_left(rig, count * 3 // 4)
         await kill_hub(rig)
@@ -125,18 +133,22 @@ async def test_webhooks_of_an_outage_are_drained_in_order_and_each_runs_once(tmp
             check(member.state / "ledger.db", sent)
 
 
-async def collect(rig: Rig, count: int, sent: Sent) -> None:
-    """While no node is up: all webhooks sent, the hub killed half-way."""
+async def a_day(rig: Rig, clock: SteppedClock, count: int, sent: Sent) -> None:
+    """While no node is up: every hour its share of the webhooks, and the hub killed in the middle of it."""
     ids = [f"hook-{number:05}" for number in range(count)]
-    async with asyncio.TaskGroup() as senders:
-        for number in range(SENDERS):
-            senders.create_task(send(rig, ids[number::SENDERS], sent))
+    for hour in range(HOURS):
+        share = ids[count * hour // HOURS : count * (hour + 1) // HOURS]
+        enough = len(sent.seqs) + len(share) // 2
+        async with asyncio.TaskGroup() as senders:
+            for number in range(SENDERS):
+                senders.create_task(send(rig, share[number::SENDERS], sent))
 
-        async def half() -> bool:
-            return len(sent.seqs) >= count // 2
+            async def half(enough: int = enough) -> bool:
+                return len(sent.seqs) >= enough
 
-        await rig.cluster.until(half, "half of the webhooks are stored", DRAIN_S)
-        await kill_hub(rig)
+            await rig.cluster.until(half, f"half of hour {hour}'s webhooks are stored", DRAIN_S)
+            await kill_hub(rig)
+        clock.step(HOUR_S)
 
 
 async def until_closed(rig: Rig, count: int) -> None:
