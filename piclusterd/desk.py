@@ -46,10 +46,11 @@ from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
 from .mailbox import Mailbox
 from .views import View
-from .web import admin, openai
+from .web import admin, ollama, openai
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
 from .web.metrics import Meters
+from .web.ollama_schema import Card
 from .web.stream import EventBus
 from .wire import Hook, Voters
 
@@ -148,7 +149,10 @@ class Desk:
             lists=self._lists,
             api_keys=self._keys,
             allowed_hosts=self._config.api.allowed_hosts,
-            extra_routes=openai.routes(self.serving, self._list_models),
+            extra_routes=[
+                *openai.routes(self.serving, self._list_models),
+                *ollama.routes(self.serving, self._cards),
+            ],
         )
 
     # questions to the node -----------------------------------------------------------------------------------
@@ -173,6 +177,9 @@ class Desk:
         view = await self.view()
         alive = [member for member in view.members if member.state == "alive"]
         return [{"id": name} for name in sorted({model.name for member in alive for model in member.facts.models})]
+
+    async def _cards(self) -> list[Card]:
+        return ollama.cards(await self.view())
 
     # peers ---------------------------------------------------------------------------------------------------
     def _relay(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:

@@ -133,7 +133,7 @@ class EmbeddingsBody(msgspec.Struct, kw_only=True):
     dimensions: int | None = None
 
 
-Body = TypeVar("Body", ChatBody, CompletionBody, EmbeddingsBody)
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def parse(data: bytes | Mapping[str, Any], kind: type[Body]) -> Body:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import json
 import logging
 import math
 import re
@@ -39,6 +40,7 @@ from ..events import HookTaken
 from ..views import View
 from ..wire import HOOK_BYTES_MAX, Hook
 from . import admin, health, hooks, metrics, status, stream
+from . import ollama_schema as ollama
 from .admin import AdminDoors
 from .metrics import Meters
 from .stream import EventBus
@@ -176,20 +178,30 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
             raise  # too late for another answer: the connection is closed, which clients take for a failure
         if fault.status >= 500 and not isinstance(fault, Unavailable):
             log.exception("request %s failed", request_id.get())
-        return error_response(fault)
+        return _told(request, fault)
     except web.HTTPException as fault:
         if fault.status < 400:
             raise
         said = UserError(fault.reason.lower(), _reason(request, fault))
         allow = {"Allow": fault.headers["Allow"]} if "Allow" in fault.headers else {}
-        return error_response(said, fault.status, allow)
+        return _told(request, said, fault.status, allow)
     except Exception:
         if _begun(request):
             raise
         log.exception("request %s failed", request_id.get())
         what = PiclusterError("this node failed to answer", "the fault is ours and is in its log",
                               f"Look for request id {request_id.get()} in `journalctl -u piclusterd`.")  # fmt: skip
-        return error_response(what)
+        return _told(request, what)
+
+
+def _told(
+    request: web.Request, fault: PiclusterError, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """In the words of the API that was asked."""
+    response = error_response(fault, status, headers)
+    if request.path.startswith("/api/"):
+        response.text = json.dumps(ollama.error(fault))
+    return response
 
 
 def _begun(request: web.Request) -> bool:
@@ -326,18 +338,18 @@ async def serve(
             _check_passed(tcp, host, port)
             await web.SockSite(runner, tcp, backlog=BACKLOG).start()
         else:
-            await _told(f"{host}:{port}", web.TCPSite(runner, host, port, backlog=BACKLOG).start())
+            await _listening(f"{host}:{port}", web.TCPSite(runner, host, port, backlog=BACKLOG).start())
         if local is not None:
             await web.SockSite(runner, local, backlog=BACKLOG).start()
         elif socket_path is not None:
-            await _told(str(socket_path), _serve_unix(runner, socket_path))
+            await _listening(str(socket_path), _serve_unix(runner, socket_path))
     except UserError:
         await runner.cleanup()
         raise
     return Served(runner, runner.addresses[0][1], None if local is not None else socket_path)
 
 
-async def _told(where: str, starting: Awaitable[None]) -> None:
+async def _listening(where: str, starting: Awaitable[None]) -> None:
     try:
         await starting
     except OSError as fault:

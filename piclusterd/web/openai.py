@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -40,9 +39,8 @@ from ..inference.openai_body import (
 from ..inference.protocol import Delta, Done, GenerateRequest
 from ..inference.serving import Serving, Started
 from . import openai_schema as schema
-
-KEEP_ALIVE_S = 10.0
-"""Silence after which a stream gets a comment: under the 15 to 60 s after which proxies give up."""
+from .node_headers import node_headers
+from .silences import KEEP_ALIVE_S, with_silences
 
 ListModels = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
 Item = Started | Delta | Done
@@ -114,7 +112,7 @@ class _Api:
         body = parse(await request.read(), EmbeddingsBody)
         choice, embedded = await self._serving.embed(embed_request(body))
         answer = schema.embeddings(choice.model, embedded, body.encoding_format == "base64")
-        return web.json_response(answer, headers=_node_headers(choice))
+        return web.json_response(answer, headers=node_headers(choice))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(schema.models(await self._list_models()))
@@ -127,11 +125,6 @@ class _Api:
                 return web.json_response(schema.model(entry))
         there = ", ".join(str(entry["id"]) for entry in entries) or "none"
         raise NotFound(f"there is no model {wanted!r}.", f"There are: {there}.", param="model")
-
-
-def _node_headers(choice: Choice) -> dict[str, str]:
-    why = re.sub(r"[^\x20-\x7e]", "?", choice.reason)  # a peer's name is in it: no header may be injected
-    return {"X-Picluster-Node": re.sub(r"[^\x21-\x7e]", "?", choice.name or choice.node), "X-Picluster-Why": why}
 
 
 def _varied(asked: GenerateRequest, count: int) -> list[GenerateRequest]:
@@ -182,7 +175,7 @@ async def _whole(
     async for index, item in items:
         match item:
             case Started(choice=choice):
-                headers, shape = _node_headers(choice), _of_model(shape, choice)
+                headers, shape = node_headers(choice), _of_model(shape, choice)
             case Delta():
                 answers[index].text += item.text
                 answers[index].logprobs += item.logprobs
@@ -211,7 +204,7 @@ class _Stream:
 
     async def send(self, items: AsyncGenerator[Indexed, None]) -> web.StreamResponse:
         try:
-            async with aclosing(_with_silences(items, KEEP_ALIVE_S)) as heard:
+            async with aclosing(with_silences(items, KEEP_ALIVE_S)) as heard:
                 async for heard_of in heard:
                     await self._item(*(heard_of or (0, None)))
             if self._usage:
@@ -230,7 +223,7 @@ class _Stream:
         if isinstance(item, Started):
             self._shape = _of_model(self._shape, item.choice)
             if not self._response.prepared:
-                self._response.headers.update(_node_headers(item.choice))
+                self._response.headers.update(node_headers(item.choice))
         if not self._response.prepared:
             await self._response.prepare(self._request)
         match item:
@@ -249,20 +242,3 @@ class _Stream:
 
     async def _event(self, data: Mapping[str, Any]) -> None:
         await self._response.write(b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n")
-
-
-async def _with_silences(items: AsyncIterator[Indexed], silence_s: float) -> AsyncGenerator[Indexed | None, None]:
-    """`items`, and a None for each `silence_s` without one. Closing it cancels what is awaited of `items`."""
-    while True:
-        coming = asyncio.ensure_future(anext(items))
-        try:
-            while not (await asyncio.wait({coming}, timeout=silence_s))[0]:
-                yield None
-            item = coming.result()
-        except StopAsyncIteration:
-            return
-        finally:
-            if not coming.done():
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
-        yield item

@@ -1,6 +1,7 @@
 """The status page: what an owner of three Pis keeps open on a wall tablet.
 
-    GET /                 the whole page, rendered here: it works with scripts off (then it reloads itself)
+    GET /                 the whole page, rendered here: it works with scripts off (then it reloads itself); who does
+                          not ask for HTML gets Ollama's greeting, by which its clients know a server
     GET /?fragment=main   its changing parts, fetched by status.js on each event, at most once a second
     GET /static/{name}    three small files from the package, from memory, with ETag
     GET /status.json      the same picture for programs (its route is in `admin`)
@@ -44,6 +45,7 @@ DRAWN_MAX = 12
 LABEL_MAX = 16
 """Characters of a name in the picture."""
 NO_SCRIPT_RELOAD_S = 10
+GREETING = "Ollama is running"
 
 WIDTH, HEIGHT = 440, 250
 """Of the picture, in its own units."""
@@ -85,6 +87,8 @@ class Page:
         return {**as_json(view), **more}
 
     async def _show(self, request: web.Request) -> web.Response:
+        if "text/html" not in request.headers.get("Accept", "") and not request.query:
+            return web.Response(text=GREETING)
         base = f"{request.scheme}://{request.host}"
         now = self._wall()
         shared = {"release": self._release, "uptime": health.ago(self._uptime()), "base": base,

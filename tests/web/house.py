@@ -181,7 +181,8 @@ async def serving(doors: Doors, socket_path: Path | None = None) -> AsyncIterato
     connector = aiohttp.UnixConnector(str(socket_path)) if socket_path else None
     base = "http://localhost" if socket_path else f"http://127.0.0.1:{served.port}"
     try:
-        async with aiohttp.ClientSession(base, connector=connector) as session:
+        as_browser = {"Accept": "text/html, */*"}
+        async with aiohttp.ClientSession(base, connector=connector, headers=as_browser) as session:
             yield session
     finally:
         await served.close()

@@ -86,7 +86,8 @@ async def test_keys_guard_the_apis_and_nothing_else() -> None:
                 async with client.get(path, headers=headers) as answer:
                     assert answer.status == 401
                     assert answer.headers["WWW-Authenticate"] == "Bearer"
-                    assert (await answer.json())["error"]["code"] == "invalid_api_key"
+                    told = (await answer.json())["error"]
+                    assert "no valid API key" in told if path == "/api/tags" else told["code"] == "invalid_api_key"
             async with client.get(path, headers=KEY) as answer:
                 assert answer.status == 200
         for path in ("/", "/livez", "/status.json"):
@@ -361,3 +362,12 @@ async def test_no_client_is_refused_or_dropped_while_one_server_follows_another(
             await asyncio.gather(*clients)
             await served.close()
         assert min(counts) > 5
+
+
+async def test_a_door_that_is_not_there_says_so_in_the_words_of_its_api() -> None:
+    async with serving(Node().doors(extra_routes=[web.get("/api/tags", _ok)])) as client:
+        for method, path, status in (("GET", "/api/nowhere", 404), ("POST", "/api/tags", 405)):
+            async with client.request(method, path) as answer:
+                assert (answer.status, type((await answer.json())["error"])) == (status, str)
+        async with client.get("/v1/nowhere") as answer:
+            assert (await answer.json())["error"]["code"] == "not_found"

@@ -21,6 +21,8 @@ from piclusterd.ids import NodeId
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
 from piclusterd.inference.serving import Serving
+from piclusterd.web import ollama
+from piclusterd.web.ollama_schema import Card
 from piclusterd.web.openai import routes
 from piclusterd.wire import Facts, Member
 from tests.inference.rig import NAME, Changes, pool_of, spec
@@ -65,11 +67,16 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
         async def list_models() -> Sequence[Mapping[str, Any]]:
             return [{"id": facts.name, "context": facts.context} for facts in pool.facts()]
 
+        async def list_cards() -> Sequence[Card]:
+            return [Card(facts.name, context=facts.context, embeds=facts.embeddings) for facts in pool.facts()]
+
         def relay(peer: NodeId, name: str, body: bytes) -> Any:
             raise AssertionError("there is one node only")
 
         app = web.Application()
-        app.add_routes(routes(Serving(ME, pool, who, relay), list_models))
+        serving = Serving(ME, pool, who, relay)
+        app.add_routes(routes(serving, list_models))
+        app.add_routes(ollama.routes(serving, list_cards))
         runner = web.AppRunner(app, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -207,3 +207,12 @@ def test_text_has_a_contrast_of_four_and_a_half_to_one(palette: dict[str, str]) 
         for front in fronts.split():
             light, dark = sorted((luminance(palette[back]), luminance(palette[front])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{front} on {back}"
+
+
+async def test_who_asks_for_no_html_is_greeted_as_by_ollama() -> None:
+    async with serving(Node().doors()) as client:
+        for accept in ("*/*", "application/json"):
+            async with client.get("/", headers={"Accept": accept}) as answer:
+                assert (answer.status, await answer.text()) == (200, "Ollama is running")
+            async with client.head("/", headers={"Accept": accept}) as answer:
+                assert answer.status == 200
