@@ -9,7 +9,7 @@ SEEDS ?= 300
 FIRST ?= 0
 JOBS  ?= 1
 
-.PHONY: help setup demo test check lint types walls unit e2e sim kill-loop bench clean
+.PHONY: help setup demo test check lint types walls unit e2e sim kill-loop encoder bench clean
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -42,6 +42,9 @@ sim: setup       ## make sim SEEDS=300 [FIRST=0] [JOBS=1] [MINUTES=3]: the simul
 
 kill-loop: setup ## make kill-loop N=20 [NETNS=1]: SIGKILL the coordinator N times under load, then compare the ledgers
 	@$(BIN)/python -m piclusterd.demo.kill_loop --kills $(N) $(if $(NETNS),--netns) $(ARGS)
+
+encoder: setup   ## a real sentence encoder for the tests that ask for one: 90 MB, once, kept outside the tree
+	@$(BIN)/python tests/sentence_encoder.py
 
 bench: setup     ## make bench NAME=routing ARGS="--quick --json out.json"
 	@$(BIN)/python bench/$(NAME).py $(ARGS)

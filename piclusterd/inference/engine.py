@@ -74,8 +74,12 @@ class Engine:
     def ready(self) -> Ready:
         weights = self._weights
         name = weights.metadata("general.name")
-        tasks: tuple[Task, ...] = ("generate", "embed") if weights.embedding_size > 0 else ("generate",)
-        return Ready(self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tasks)
+        tasks: list[Task] = ["generate"] if self._context.writes else []
+        if weights.embedding_size > 0:
+            tasks.append("embed")
+        return Ready(
+            self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tuple(tasks)
+        )
 
     @property
     def busy(self) -> bool:
@@ -85,6 +89,10 @@ class Engine:
     # asking ------------------------------------------------------------------------------------------------------
     def submit(self, request_id: int, request: GenerateRequest) -> None:
         """Queue a completion. Raises `UserError` (prompt too long, schema refused, template refused the chat)."""
+        if not self._context.writes:
+            raise UserError(
+                "this model cannot generate", "It is an encoder: it turns texts into vectors.", param="model"
+            )
         tokens = self.prompt_tokens(request)
         choosing = self._choosing(request)
         longest = choosing.longest if choosing is not None else 1

@@ -172,6 +172,8 @@ class Context:
         if not self._pointer:
             raise UserError("llama.cpp cannot make a context", " ".join(last_errors), "Lower `context` or `slots`.")
         self._memory = lib.llama_get_memory(self._pointer)
+        self.writes = bool(self._memory)
+        """Whether answers can be written in it: encoders (BERT) keep nothing of what they read."""
         self._batch = Batch(BATCH_TOKENS, sequences)
         self._vocabulary = weights.size
         self.size = int(lib.llama_n_ctx(self._pointer))
