@@ -48,6 +48,7 @@
 //
 // Freshness is judged here and only here (Linear signs `webhookTimestamp`). Linear does not say whether its retries
 // after 1 min, 1 h and 6 h refresh it, so a stale body that is validly signed and unseen is stored with `stale: true`.
+// Past the time for which acked hooks are remembered nothing tells a first arrival from a replay: then it is refused.
 
 import { DurableObject } from "cloudflare:workers";
 
@@ -200,6 +201,11 @@ function isStale(source, data, now) {
   return source === "linear" && !(Math.abs(now - data.webhookTimestamp) <= FRESH_MS); // also when it is no number
 }
 
+function isReplay(source, data, now) {
+  const sent = data.webhookTimestamp;
+  return source === "linear" && typeof sent === "number" && Math.abs(now - sent) > SEEN_MS;
+}
+
 function keptHeaders(source, headers) {
   const names = [...SOURCES[source].keep, ...KEEP_ALWAYS];
   return Object.fromEntries(names.map((name) => [name, headers.get(name)]).filter(([, value]) => isPlain(value, HEADER_MAX)));
@@ -231,6 +237,9 @@ async function takeHook({ request, env, args: [source], hub }) {
   }
   const delivery = deliveryOf(source, request.headers, data);
   const now = Date.now();
+  if (isReplay(source, data, now)) {
+    throw new Refusal(401, "too old to be believed", "it was signed longer ago than the hub remembers what it took", "send what changed anew");
+  }
   return reply(await hub().ingest({
     source, delivery, body, received_ms: now, stale: isStale(source, data, now),
     dedupe: await dedupeKey(source, delivery, body), headers: JSON.stringify(keptHeaders(source, request.headers)),

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from aiohttp import web
 
-from piclusterd.integrations.signatures import PROVIDERS, header
+from piclusterd.integrations.signatures import PROVIDERS, header, outlived
 
 BODY_MAX = 1024 * 1024  # bytes, as in the Worker
 HEADER_MAX = 1024  # characters of one stored header
@@ -71,6 +71,13 @@ def is_stale(source: str, data: dict[str, Any], now_ms: int) -> bool:
         return False
     sent = data.get("webhookTimestamp")
     return not (isinstance(sent, int | float) and abs(now_ms - sent) <= FRESH_MS)
+
+
+def require_fresh_enough(source: str, data: dict[str, Any], now_ms: int) -> None:
+    """Raises `Refusal`: past the time for which acked hooks are remembered nothing tells a replay."""
+    if outlived(source, data, now_ms):
+        why = "it was signed longer ago than the hub remembers what it took"
+        raise Refusal(401, "too old to be believed", why, "send what changed anew")
 
 
 def kept_headers(source: str, headers: Mapping[str, str]) -> dict[str, str]:

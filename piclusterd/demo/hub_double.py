@@ -44,6 +44,7 @@ from piclusterd.demo.hub_checks import (
     read_body,
     reason_of,
     require_claim,
+    require_fresh_enough,
 )
 from piclusterd.demo.hub_hints import Hints
 from piclusterd.demo.hub_outbox import OUTBOX_MAX, WINDOW, Arrival, Outbox
@@ -157,6 +158,7 @@ class Hub:
             secrets = [self._outbox.meta("notion_token") or ""]
         self._require_signature(source, request, body, secrets)
         now = self._clock.now_ms()
+        require_fresh_enough(source, data, now)
         hook = Arrival(
             source=source,
             delivery=delivery_id(source, request.headers, body),

@@ -7,7 +7,8 @@ a freshness window of its own, since a hook may rightly arrive after a day of ou
 is the dedupe key.
 
 Refuses: sources it does not know, signatures that are not 64 hex digits, empty secrets (an unset environment
-variable must never become a key that anybody can guess).
+variable must never become a key that anybody can guess). At the doors themselves (the hub's, and a node's own): what
+was signed longer ago than anybody remembers what came (`outlived`).
 
 Facts, from the providers' webhook documentation:
 
@@ -28,6 +29,7 @@ from enum import Enum
 from typing import Any
 
 NUMBER_MAX = 1e300  # beyond it a float is about to overflow; no provider counts so far
+REPLAY_MS = 7 * 86_400_000  # the hub remembers so long what it handed over; Linear's last retry comes after 6 h
 ID_MAX = 200  # characters of a delivery id; GUIDs have 36, and the key is stored and gossiped
 
 _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
@@ -97,6 +99,15 @@ def selftest_secret(token: str) -> str:
 def digest(secret: str, body: bytes) -> bytes:
     """HMAC-SHA256, 32 bytes."""
     return hmac.new(secret.encode(), body, hashlib.sha256).digest()
+
+
+def outlived(source: str, event: Mapping[str, Any], now_ms: int) -> bool:
+    """Signed longer ago than anybody remembers what came: nothing tells its first arrival from a replay.
+
+    Linear alone signs when it sent (`webhookTimestamp`, milliseconds). A time as far ahead is as wrong.
+    """
+    sent = event.get("webhookTimestamp") if source == "linear" else None
+    return isinstance(sent, int | float) and not isinstance(sent, bool) and abs(now_ms - sent) > REPLAY_MS
 
 
 def dedupe_key(source: str, headers: Mapping[str, str], body: bytes) -> str:

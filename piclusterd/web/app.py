@@ -35,6 +35,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ..board.logs import request_id
+from ..board.survey import clock_synced
 from ..errors import PiclusterError, Refused, Unavailable, UserError
 from ..events import HookTaken
 from ..views import View
@@ -106,9 +107,15 @@ class Doors:
     allowed_hosts: tuple[str, ...] = ()
     extra_routes: Sequence[web.AbstractRouteDef] = ()
     wall: Callable[[], float] = time.time
+    clock_synced: Callable[[], bool] = clock_synced
+    """Whether a time server has set `wall`."""
     clock: Callable[[], float] = time.monotonic
     started: float = field(default_factory=time.monotonic)
     """When the daemon started, by `clock`."""
+
+
+def _wall_ms(doors: Doors) -> int | None:
+    return int(doors.wall() * 1000) if doors.clock_synced() else None
 
 
 def make_app(doors: Doors) -> web.Application:
@@ -122,7 +129,7 @@ def make_app(doors: Doors) -> web.Application:
     app.add_routes(health.routes(doors.view, doors.edge, doors.ledger_fault, doors.release, doors.wall))
     app.add_routes(metrics.routes(doors.view, doors.meters))
     app.add_routes(stream.routes(doors.bus))
-    app.add_routes(hooks.routes(doors.secrets, doors.take_hook, doors.meters, doors.lists))
+    app.add_routes(hooks.routes(doors.secrets, doors.take_hook, doors.meters, doors.lists, lambda: _wall_ms(doors)))
     app.add_routes(admin.routes(doors.admin, page.picture))
     app.add_routes(doors.extra_routes)
     app.on_response_prepare.append(_put_headers)

@@ -5,9 +5,10 @@
                                                         └ not on the lists: 202, logged, nothing kept
 
 Promises: 200 means durable on W ledgers. Refuses, with nothing stored: bodies over 1 MiB (413), sources it does not
-know (404), bodies whose signature does not match (401), bodies that are no plain JSON object (400). No freshness
-window: a hook may rightly be a day late, and what protects from replays is the key made of signed content. `hook_of` is
-also the hub's path into the cluster.
+know (404), bodies whose signature does not match (401) or was made a week ago, bodies that are no plain JSON object
+(400). A hook may rightly be days late, and what protects from replays is the key made of signed content; only what is
+older than that memory is turned away, where this board knows the time. `hook_of` is also the hub's path into the
+cluster, and judges no time: what the hub took may wait there for two weeks.
 
 Source: research on Linear, GitHub and Notion deliveries; signatures in `integrations.signatures`.
 """
@@ -113,18 +114,32 @@ def event_name(source: str, headers: Mapping[str, str], event: Mapping[str, Any]
     return told[:EVENT_CHARS_MAX] if told.isprintable() else ""
 
 
+def _refuse_replay(hook: Hook, now_ms: int | None) -> None:
+    if now_ms is not None and signatures.outlived(hook.source, signatures.strict_object(hook.body), now_ms):
+        raise Unsigned(
+            f"this {hook.source} webhook is too old to be believed",
+            "it was signed longer ago than anybody remembers what came",
+            f"What changed at {hook.source} meanwhile is asked for by the coordinator itself.",
+        )
+
+
 def routes(
     secrets: Mapping[str, Sequence[str]],
     take_hook: Callable[[Hook], Awaitable[HookTaken]],
     meters: Meters,
     lists: Lists = Lists(),
+    now_ms: Callable[[], int | None] = lambda: None,
 ) -> list[web.RouteDef]:
+    """`now_ms`: since 1970, or None while no time server has set this board's clock."""
+
     async def arrive(request: web.Request) -> web.Response:
         source = request.match_info["source"]
         label = source if source in signatures.PROVIDERS else "unknown"
         try:
             body = await _raw_body(request)
-            taken = await take_hook(hook_of(source, request.headers, body, secrets.get(source, ()), lists))
+            hook = hook_of(source, request.headers, body, secrets.get(source, ()), lists)
+            _refuse_replay(hook, now_ms())
+            taken = await take_hook(hook)
         except Ignored as why:
             meters.webhooks.labels(label, "ignored").inc()
             log.info("webhook of %s ignored: %s", label, why)

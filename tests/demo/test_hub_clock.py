@@ -164,9 +164,9 @@ async def test_a_hook_lives_fourteen_days_and_is_a_dead_letter_then(tmp_path: Pa
 
 
 @pytest.mark.parametrize("days", [6, 8])
-async def test_a_redelivery_is_known_for_seven_days_after_its_ack(tmp_path: Path, days: int) -> None:
+async def test_a_redelivery_is_known_for_seven_days_and_refused_from_then_on(tmp_path: Path, days: int) -> None:
     clock = SteppedClock()
-    body = b'{"webhookTimestamp": 1}'
+    body = json.dumps({"webhookTimestamp": clock.now_ms()}).encode()
     async with aiohttp.ClientSession() as http, serving(tmp_path / "hub.sqlite", clock) as url:
         headers = sign("linear", body, SECRET)
         async with http.post(f"{url}/hooks/linear", data=body, headers=headers) as answer:
@@ -174,4 +174,6 @@ async def test_a_redelivery_is_known_for_seven_days_after_its_ack(tmp_path: Path
         await drain(url, 1)
         clock.step(days * DAY_MS)
         async with http.post(f"{url}/hooks/linear", data=body, headers=headers) as answer:
-            assert (await answer.json())["duplicate"] is (days < 7)
+            answered = await answer.json()
+            assert answered.get("duplicate") is (True if days < 7 else None), answered
+            assert answer.status == (200 if days < 7 else 401)

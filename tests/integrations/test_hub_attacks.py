@@ -2,8 +2,9 @@
 
 The numbers are those of the project's list of attacks on webhooks. Those that end at the cluster are tested there: a
 stolen hub that forges (C4) in tests/e2e/test_bad_input.py, unwanted events (C5) in tests/workflows/test_intake.py. C3
-(a relay's own timestamp and nonce) has no counterpart: the relay signs nothing, and the cluster believes the provider's
-signature alone; what protects from replays is the key made of signed content.
+is about a relay that signs with a timestamp and a nonce. This one signs nothing, and the cluster believes the
+provider's signature alone: the nonce is the key made of signed content, and what was signed longer ago than keys are
+remembered is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import time
 
 import pytest
 
@@ -20,6 +22,8 @@ from tests.integrations.rig import SECRETS, Rig, fresh
 
 pytestmark = pytest.mark.e2e
 
+TIMELESS = 2
+"""Of the bodies below: its time is that of no webhook."""
 STRANGE = [
     b"[" * 100_000 + b"]" * 100_000,
     b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
@@ -56,9 +60,17 @@ async def test_c2_one_event_is_stored_once_however_often_it_is_sent(hub: Rig) ->
         assert (await hub.post("linear", body, delivery=delivery))[1] == {"seq": 1, "duplicate": True}
     assert (await hub.post("github", body, delivery="g1"))[1] == {"seq": 2, "duplicate": False}
     assert (await hub.post("github", body, delivery="g1"))[1] == {"seq": 2, "duplicate": True}
-    together = await asyncio.gather(*(hub.post("linear", fresh(n=2, webhookTimestamp=1)) for _ in range(8)))
+    same = fresh(n=2)
+    together = await asyncio.gather(*(hub.post("linear", same) for _ in range(8)))
     assert sorted(answer["duplicate"] for _, answer in together) == [False] + [True] * 7
     assert (await hub.health())["depth"] == 3
+
+
+@pytest.mark.parametrize("days", [-8, 8, -20_000])
+async def test_c3_what_was_signed_before_anybody_remembers_is_refused(hub: Rig, days: int) -> None:
+    body = {"id": "old", "webhookTimestamp": int((time.time() + days * 86_400) * 1000)}
+    assert (await hub.post("linear", body))[0] == 401
+    assert (await hub.post("linear", fresh(id="new")))[0] == 200
 
 
 async def test_c6_a_flood_meets_a_bounded_queue_that_keeps_what_it_took_and_stays_alive(any_rig: Rig) -> None:
@@ -76,9 +88,10 @@ async def test_c6_a_flood_meets_a_bounded_queue_that_keeps_what_it_took_and_stay
 
 @pytest.mark.parametrize("number", range(len(STRANGE)))
 async def test_c7_no_signed_body_makes_it_fall(hub: Rig, number: int) -> None:
-    """Stored as it came: what a body means is the cluster's to say, which refuses these."""
-    for source in ("linear", "github", "notion", "selftest"):
-        assert (await hub.post(source, STRANGE[number]))[0] == 200
-    assert (await hub.health())["depth"] == 4
+    """Stored as it came, but for one that Linear can't have sent: what it means is the cluster's to say."""
+    sources = ("linear", "github", "notion", "selftest")
+    taken = [(await hub.post(source, STRANGE[number]))[0] for source in sources]
+    assert taken == [401 if number == TIMELESS else 200, 200, 200, 200]
+    assert (await hub.health())["depth"] == taken.count(200)
     unsigned = await hub.send_hook("notion", STRANGE[number], {})
     assert unsigned[0] == 401

@@ -167,6 +167,7 @@ class Node:
             "edge": lambda: self.edge,
             "ledger_fault": lambda: self.ledger_fault,
             "wall": lambda: WALL,
+            "clock_synced": lambda: False,
             "clock": lambda: 90.0,
             "started": 0.0,
             **changes,

@@ -21,7 +21,7 @@ from piclusterd.workflows.intake import WAITING_MAX, Intake
 from piclusterd.workflows.journal import Journal
 from piclusterd.workflows.workflow import Workflow
 
-from .house import Node, serving
+from .house import WALL, Node, serving
 from .test_hooks import SECRETS, mac, send
 
 EVENT = {
@@ -34,6 +34,7 @@ EVENT = {
 BODY = json.dumps(EVENT).encode()
 SECRET = {"linear": "new", "github": "gh", "notion": "nt"}
 SOURCES = list(SECRET)
+DAY_S = 86_400.0
 
 
 def signed(source: str, body: bytes, guid: str = "g1") -> dict[str, str]:
@@ -82,6 +83,20 @@ async def test_c1_no_signature_that_does_not_hold_gets_in(source: str) -> None:
 def test_c2_the_same_body_is_one_event_under_whatever_delivery_id(source: str) -> None:
     keys = {hook_of(source, signed(source, BODY, guid), BODY, [SECRET[source]]).key for guid in ("g1", "g1", "g2")}
     assert len(keys) == 1
+
+
+# C3
+async def test_c3_what_was_signed_before_anybody_remembers_is_refused_by_a_board_that_knows_the_time() -> None:
+    def body(age_s: float) -> bytes:
+        return json.dumps(EVENT | {"webhookTimestamp": int((WALL - age_s) * 1000)}).encode()
+
+    cluster = Node()
+    for age_s, synced, expected in [(8 * DAY_S, True, 401), (-8 * DAY_S, True, 401), (6 * DAY_S, True, 200),
+                                    (8 * DAY_S, False, 200)]:  # fmt: skip
+        old = body(age_s)
+        status, _, _ = await send(cluster, "linear", old, signed("linear", old), clock_synced=lambda to=synced: to)
+        assert status == expected, (age_s, synced)
+    assert len(cluster.taken) == 2
 
 
 # C4
