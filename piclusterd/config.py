@@ -13,6 +13,13 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from .config_flows import Deploy as Deploy
+from .config_flows import Moderation as Moderation
+from .config_flows import Notify as Notify
+from .config_flows import Notion as Notion
+from .config_flows import Spec as Spec
+from .config_flows import Upgrade as Upgrade
+
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -253,6 +260,12 @@ class Config:
     linear: Linear = field(default_factory=Linear)
     github: Github = field(default_factory=Github)
     triage: Triage = field(default_factory=Triage)
+    notion: Notion = field(default_factory=Notion)
+    spec: Spec = field(default_factory=Spec)
+    moderation: Moderation = field(default_factory=Moderation)
+    notify: Notify = field(default_factory=Notify)
+    deploy: Deploy = field(default_factory=Deploy)
+    upgrade: Upgrade = field(default_factory=Upgrade)
     runs: Runs = field(default_factory=Runs)
     log: Log = field(default_factory=Log)
     models: tuple[Model, ...] = ()

@@ -300,9 +300,23 @@ def _cross_check(sheet: _Sheet, config: Config) -> None:
         sheet.fault(("api", "port"), f"{config.api.port} is also peers.port: the two listeners need a port each")
     if config.github.token_file and not config.github.hook:
         sheet.fault(("github", "token_file"), "needs github.hook: the webhook that the token is for")
+    _check_flows(sheet, config)
     _check_endpoints(sheet, config)
     _check_model_names(sheet, config)
     _check_schedule(sheet, config)
+
+
+def _check_flows(sheet: _Sheet, config: Config) -> None:
+    """What each workflow cannot do without."""
+    needs = {
+        "spec": (config.spec.mode, "notion.token_file", "spec.data_source", "linear.token_file"),
+        "moderation": (config.moderation.mode, "linear.token_file"),
+    }
+    for section, (mode, *keys) in needs.items():
+        for key in keys if mode != "off" else ():
+            part, _, name = key.partition(".")
+            if not getattr(getattr(config, part), name):
+                sheet.fault((section, "mode"), f"needs {key}, which is empty")
 
 
 def _check_readable(sheet: _Sheet, where: Where, file: str) -> None:

@@ -1,7 +1,7 @@
 """What runs are made of on this node: the workflows, the services they call, and how patient the engine is.
 
-configuration ─┬▶ workflows   triage, reconcile, errand
-               ├▶ services    linear, github, hub, post, cluster (each only where it is configured)
+configuration ─┬▶ workflows   spec, triage, reconcile, errand
+               ├▶ services    linear, notion, github, hub, post, cluster (each only where it is configured)
                └▶ patience and agenda: what the coordinator does unasked, and when
 """
 
@@ -19,7 +19,8 @@ from .hands import Service
 from .integrations.echo import Echo
 from .integrations.errands import HubHealth, Poster
 from .integrations.github import GithubClient
-from .integrations.linear import LinearClient
+from .integrations.linear_flows import LinearFlows
+from .integrations.notion import NotionClient
 from .mailbox import Mailbox
 from .views import RunView
 from .workflows.errands import Errands, triage_report
@@ -27,6 +28,7 @@ from .workflows.flight import Patience
 from .workflows.reconcile import Reconcile
 from .workflows.schedule import Agenda, Line
 from .workflows.selftest import Selftest
+from .workflows.spec import Spec
 from .workflows.triage import Triage
 from .workflows.workflow import Workflow
 
@@ -50,6 +52,7 @@ class Here:
 def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
     """By name; the first that wants an event gets it. `model`: the one that answers."""
     all_: tuple[Workflow, ...] = (
+        Spec(config.spec, model, config.linear.actor_id),
         Triage(config.triage, model, config.linear.actor_id), Selftest(), Reconcile(), Errands(model),
     )  # fmt: skip
     return {workflow.name: workflow for workflow in all_}
@@ -61,9 +64,14 @@ def make_services(
     """By name, for the node `name`; what must be closed is entered on `stack`."""
     services: dict[str, Service] = {"cluster": Here(runs), "selftest": Echo(name)}
     if config.linear.token_file:
-        linear = LinearClient(config.linear.url, secret(config.linear.token_file)[0])
+        linear = LinearFlows(config.linear.url, secret(config.linear.token_file)[0])
         stack.push_async_callback(linear.close)
         services["linear"] = linear
+    if config.notion.token_file:
+        token = secret(config.notion.token_file)[0]
+        notion = NotionClient(config.notion.url, token, config.notion.version)
+        stack.push_async_callback(notion.close)
+        services["notion"] = notion
     if config.github.token_file:
         github = GithubClient(config.github.url, secret(config.github.token_file)[0], config.github.hook)
         stack.push_async_callback(github.close)

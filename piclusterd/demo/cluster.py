@@ -79,6 +79,10 @@ class Outside:
     linear_url: str = ""
     linear_key: str = ""
     linear_secret: str = ""
+    notion_url: str = ""
+    notion_key: str = ""
+    notion_secret: str = ""
+    github_secret: str = ""
 
 
 @dataclass(slots=True)
@@ -153,8 +157,17 @@ class Cluster:
             sections["hub"] = {"url": out.hub_url, "token_file": self._secret(member, "hub", out.hub_token)}
         if out.linear_url:
             sections["linear"] = {"url": out.linear_url, "token_file": self._secret(member, "key", out.linear_key)}
-        if out.linear_secret:
-            sections["webhooks"] = {"linear_secret_file": self._secret(member, "linear", out.linear_secret)}
+        if out.notion_url:
+            sections["notion"] = {
+                "url": out.notion_url,
+                "token_file": self._secret(member, "notion-key", out.notion_key),
+            }
+        secrets = {"linear": out.linear_secret, "notion": out.notion_secret, "github": out.github_secret}
+        sections["webhooks"] = {
+            f"{source}_secret_file": self._secret(member, source, secret)
+            for source, secret in secrets.items()
+            if secret
+        }
         lines = [_toml(name, keys) for name, keys in sections.items()]
         if model:
             lines.append(f'[[models]]\nname = "{MODEL}"\npath = "builtin:triage-demo"\ncontext = 4096\nslots = 4\n')

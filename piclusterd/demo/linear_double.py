@@ -42,7 +42,10 @@ except ImportError:  # pragma: no cover
 SCHEMA_VARIABLE = "PICLUSTER_LINEAR_SCHEMA"
 SCHEMA_NEAR_CHECKOUT = Path(__file__).parents[2].parent / "shared/fixtures/linear/schema.graphql"
 DEMO_KEY = "lin_api_demo"
-OPERATIONS = ("issueUpdate", "commentCreate", "issueLabels", "issues", "issue", "comment")
+OPERATIONS = (
+    "issueUpdate", "commentCreate", "issueLabels", "issues", "issue", "comment", "attachmentCreate", "commentDelete",
+    "issueCreate",
+)  # fmt: skip
 """Root fields that are resolved."""
 QUOTA = {
     "x-ratelimit-requests-limit": "2500",

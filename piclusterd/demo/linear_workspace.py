@@ -30,9 +30,9 @@ PERSON: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One change of the workspace through the API. `key`: the comment's id; "" for updates."""
+    """One change of the workspace through the API. `key`: what makes it happen once; "" for updates."""
 
-    kind: Literal["issue-update", "comment-create"]
+    kind: Literal["issue-update", "comment-create", "attachment-create", "comment-delete", "issue-create"]
     issue: str
     key: str
     change: Mapping[str, Any]

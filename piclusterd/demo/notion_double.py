@@ -13,9 +13,11 @@ itself is overloaded (`unavailable`). A full free workspace is no limit that pas
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -34,6 +36,10 @@ CODES = {
 }  # fmt: skip
 
 Properties = dict[str, dict[str, Any]]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Parent(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,12 +95,15 @@ class Page:
     properties: Properties
     markdown: str
     in_trash: bool = False
+    created_time: str = field(default_factory=now)
+    last_edited_time: str = field(default_factory=now)
 
     def told(self) -> dict[str, Any]:
         url = f"https://www.notion.so/{self.id.replace('-', '')}"
         parent = {"type": "data_source_id", "data_source_id": self.parent}
         told = {"object": "page", "id": self.id, "url": url, "parent": parent, "in_trash": self.in_trash}
-        return told | {"properties": self.properties}
+        times = {"created_time": self.created_time, "last_edited_time": self.last_edited_time}
+        return told | times | {"properties": self.properties}
 
 
 class NotionDouble(Double):
@@ -106,6 +115,23 @@ class NotionDouble(Double):
         self.pages: dict[str, Page] = {}
         self.full = False
         """A free workspace with members that has used up its 1,000 blocks: creates fail for good."""
+
+    def edit(self, page: str, markdown: str) -> bytes:
+        """A person changes a page's text; the webhook that Notion sends of it (a signal: it tells no new value)."""
+        self.pages[page].markdown = markdown
+        self.pages[page].last_edited_time = now()
+        return self.webhook("page.content_updated", page)
+
+    def webhook(self, kind: str, page: str, author: str = "person") -> bytes:
+        """The event `kind` of a page, as Notion sends it."""
+        told = {
+            "id": str(uuid.uuid4()), "timestamp": now(), "workspace_id": str(uuid.uuid4()), "workspace_name": "Pi",
+            "subscription_id": str(uuid.uuid4()), "integration_id": str(uuid.uuid4()), "type": kind,
+            "authors": [{"id": str(uuid.uuid4()), "type": author}], "attempt_number": 1, "api_version": VERSION,
+            "entity": {"id": page, "type": "page"},
+            "data": {"parent": {"id": self.data_source, "type": "data_source"}},
+        }  # fmt: skip
+        return json.dumps(told).encode()
 
     def routes(self) -> list[web.RouteDef]:
         return [

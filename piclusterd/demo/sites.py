@@ -75,7 +75,12 @@ def seen_from_sites(outside: Outside) -> Outside:
     def moved(url: str) -> str:
         return url.replace("127.0.0.1", STREET)
 
-    return replace(outside, hub_url=moved(outside.hub_url), linear_url=moved(outside.linear_url))
+    return replace(
+        outside,
+        hub_url=moved(outside.hub_url),
+        linear_url=moved(outside.linear_url),
+        notion_url=moved(outside.notion_url),
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import psutil
 
 from piclusterd.demo.cluster import Cluster, Member
 from piclusterd.demo.linear_double import LinearDouble
+from piclusterd.demo.notion_double import NotionDouble
 from piclusterd.demo.outside import World
 from tests.cli.command import Result, environment
 
@@ -40,11 +41,13 @@ async def running(
     hub: str = "python",
     linear_key: str = "",
     linear: LinearDouble | None = None,
+    notion: NotionDouble | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
     """A hub, a Linear and the daemons of `Cluster(**options)`, until left. `secret`: Linear's, as the nodes know it."""
     rig = Rig(World(root, hub), Cluster(root, **options))
     rig.world.linear = linear or rig.world.linear
+    rig.world.notion = notion or rig.world.notion
     rig.world.linear.key = linear_key or rig.world.linear.key
     try:
         await rig.world.start()
