@@ -139,6 +139,22 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """Models that were pulled: kept in state_dir, loaded when they are first asked for."""
+
+    hub_url: Annotated[
+        str, Meta(description="the hub models are pulled from; empty: $HF_ENDPOINT, else https://huggingface.co")
+    ] = ""
+    token_file: Annotated[str, Meta(description="file with the hub's token; empty: what needs none")] = ""
+    on_demand: Annotated[bool, Meta(description="a model in the store is loaded at its first request")] = True
+    keep_alive_minutes: Annotated[
+        float, Meta(ge=0.1, le=10080.0, description="a model loaded so that nobody asked for so long is unloaded")
+    ] = 10.0
+    context: Annotated[int, Meta(ge=128, le=1_048_576, description="tokens of context of a model loaded so")] = 4096
+    slots: Annotated[int, Meta(ge=1, le=64, description="requests it answers side by side")] = 4
+
+
+@dataclass(frozen=True, slots=True)
 class Hub:
     url: Annotated[str, Meta(description="https URL of the forwarder; empty: no hub")] = ""
     token_file: Annotated[str, Meta(description="file with the hub's bearer token")] = ""
@@ -255,6 +271,7 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster)
     ledger: Ledger = field(default_factory=Ledger)
     inference: Inference = field(default_factory=Inference)
+    store: Store = field(default_factory=Store)
     hub: Hub = field(default_factory=Hub)
     webhooks: Webhooks = field(default_factory=Webhooks)
     linear: Linear = field(default_factory=Linear)

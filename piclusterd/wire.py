@@ -109,6 +109,8 @@ class ModelFacts(Message, frozen=True):
     context: int = 0
     tasks: tuple[str, ...] = ()
     """What it can do: generate, embed, classify, summarize. Empty, as from older releases: see `does`."""
+    load_s: float = 0.0
+    """Seconds to load it first: it is on the node's disk only. 0: it is in memory."""
 
     def does(self, task: str) -> bool:
         if self.tasks:

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,8 @@ class Served:
         self.ready: Ready | None = None
         self.child: Child | None = None
         self.busy = self.queued = 0
+        self.used_at = time.monotonic()
+        """When its last answer ended."""
         self.prefill, self.decode, self.lasted = Average(), Average(), Average()
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
@@ -175,6 +177,7 @@ class Served:
             self.lasted.add(time.monotonic() - began)
         finally:
             self._turn.release()
+            self.used_at = time.monotonic()
 
     def _check_ready(self) -> Child:
         if self.state != "ready" or self.child is None:
@@ -236,23 +239,42 @@ class Pool:
         self._on_change = on_change
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
+        self.ready: Callable[[str], Awaitable[None]] = _as_it_is
+        """Returns once the model may be asked: where a store loads models on demand, it loads them here."""
+        self.stored: Callable[[], tuple[ModelFacts, ...]] = tuple
+        """The models that it would load."""
 
     async def start(self, models: Sequence[ModelSpec]) -> None:
         """Begin to load `models`, and return. See `states` for what becomes of them."""
         for spec in models:
-            assert spec.name not in self._served, f"{spec.name} is served twice"
-            self._served[spec.name] = Served(
-                spec,
-                self._queue_max,
-                self._load_timeout_s,
-                self._on_change,
-                self._worker_socket,
-                self._hang_s,
-                partial(self._mapped, spec.name),
-            )
-            self._aliases |= dict.fromkeys(spec.aliases, spec.name)
+            self.add(spec)
 
-    def _mapped(self, but: str) -> int:
+    def add(self, spec: ModelSpec) -> Served:
+        """Begin to load one more."""
+        assert spec.name not in self._served, f"{spec.name} is served twice"
+        self._served[spec.name] = served = Served(
+            spec,
+            self._queue_max,
+            self._load_timeout_s,
+            self._on_change,
+            self._worker_socket,
+            self._hang_s,
+            partial(self.mapped, spec.name),
+        )
+        self._aliases |= dict.fromkeys(spec.aliases, spec.name)
+        return served
+
+    async def drop(self, model: str) -> None:
+        """End the child of `model`, and forget the model. Running requests get `Unavailable`."""
+        served = self._served.pop(model)
+        self._aliases = {alias: name for alias, name in self._aliases.items() if name != model}
+        await served.close()
+
+    def served(self, model: str) -> Served | None:
+        """The model of that name or alias, in whatever state."""
+        return self._served.get(self._aliases.get(model, model))
+
+    def mapped(self, but: str = "") -> int:
         """Bytes of the weights that models `but` one have in memory."""
         return sum(each.spec.size for each in self._served.values() if each.state == "ready" and each.spec.name != but)
 
@@ -281,13 +303,15 @@ class Pool:
     def facts(self) -> tuple[ModelFacts, ...]:
         """What may be gossiped: each model that is ready, by its name and again by each alias."""
         ready = [served for served in self._served.values() if served.state == "ready"]
-        return tuple(served.facts(name) for served in ready for name in (served.spec.name, *served.spec.aliases))
+        told = [served.facts(name) for served in ready for name in (served.spec.name, *served.spec.aliases)]
+        return (*told, *self.stored())
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[Delta | Done, None]:
         """The answer as it comes; closing the generator cancels it and frees its slot within a step.
 
         Raises `NotFound`, `Overloaded`, `Unavailable` (not ready, or the child died) or the child's `UserError`.
         """
+        await self.ready(model)
         served = self._of(model)
         async with served.turn() as child, aclosing(child.generate(request)) as answer:
             async for frame in answer:
@@ -297,6 +321,7 @@ class Pool:
 
     async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
         """One vector a text. Raises as `generate` does."""
+        await self.ready(model)
         served = self._of(model)
         vectors: list[bytes] = []
         tokens = 0
@@ -318,8 +343,12 @@ class Pool:
         return Classified(0, tuple(scores for part in parts for scores in part.scores), sum(p.tokens for p in parts))
 
     def _of(self, model: str) -> Served:
-        served = self._served.get(self._aliases.get(model, model))
+        served = self.served(model)
         if served is None:
             there = ", ".join(self._served) or "none"
             raise NotFound(f"this node has no model {model!r}", f"It has: {there}.", param="model")
         return served
+
+
+async def _as_it_is(model: str) -> None:
+    """Nothing is loaded on demand."""

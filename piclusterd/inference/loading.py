@@ -1,0 +1,215 @@
+"""Models of the store in memory: loaded at the first request, unloaded when idle or when others need the room.
+
+    request ─▶ Loads.ready ─┬─ in the pool ─────────────────────────────▶ its queue
+                            └─ in the store ─▶ verify ─▶ room? ─▶ evict ─▶ load ─▶ its queue
+
+One load at a time: each counts the memory that the one before has taken, and a card reads one file faster than two. A
+model that is answering, waited for, pinned or configured is never evicted (`eviction`). The file is looked at before
+and after the load, so that it cannot be exchanged in between. Whoever waits for a load counts against its queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+
+from ..errors import Overloaded, PiclusterError, Unavailable
+from .budget import Room, Shape, need, refusal, sequences
+from .eviction import Resident, evictions, idle
+from .gguf import read_shape
+from .models import ModelSpec
+from .pool import Pool
+from .sealing import Stamp
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+"""Between two looks for models that are idle."""
+FOREVER_S = float("inf")
+
+
+class Shelf(Protocol):
+    """Where models wait that are not loaded."""
+
+    def spec(self, name: str) -> ModelSpec | None:
+        """How the model of that name or alias would be run."""
+
+    def pinned(self, name: str) -> bool: ...
+
+    async def verified(self, name: str) -> Stamp:
+        """How its file looks, whose bytes are those that were promised. Raises a `PiclusterError`."""
+
+    def stamp(self, name: str) -> Stamp: ...
+
+    def instead(self, name: str, bytes_max: int) -> str:
+        """What to take where only so many bytes of weights fit; "" where nothing is known."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    bytes: int
+    keep_alive_s: float
+
+
+def board_room() -> tuple[int, int]:
+    """Bytes of memory: all, and what the kernel calls available."""
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+class Loads:
+    """`memory` tells what `board_room` does."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        shelf: Shelf,
+        keep_alive_s: float,
+        waiting_max: int,
+        memory: Callable[[], tuple[int, int]] = board_room,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool, self._shelf = pool, shelf
+        self._keep_alive_s, self._waiting_max = keep_alive_s, waiting_max
+        self._memory, self._clock = memory, clock
+        self._loaded: dict[str, _Loaded] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, int] = {}
+        self._turn = asyncio.Lock()
+
+    async def ready(self, name: str) -> None:
+        """Returns once the model may be asked, or is none of ours. Raises `Overloaded` or what `load` raises."""
+        served = self._pool.served(name)
+        if served is not None and (served.state != "loading" or served.spec.name not in self._loaded):
+            return
+        spec = self._shelf.spec(name)
+        if spec is None:
+            return
+        waiting = self._waiting.get(spec.name, 0)
+        if waiting >= self._waiting_max:
+            raise Overloaded(f"{spec.name} is being loaded", f"{waiting} requests wait for it.", retry_after_s=5.0)
+        self._waiting[spec.name] = waiting + 1
+        try:
+            await self.load(spec.name)
+        finally:
+            self._waiting[spec.name] -= 1
+
+    async def load(self, name: str, keep_alive_s: float | None = None) -> None:
+        """Have it in memory. `keep_alive_s` after its last answer, instead of the configured time; inf: for good.
+
+        Raises `NotFound`, or `Unavailable` with the reason and the numbers. Leaving does not stop the load.
+        """
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.create_task(self._load(name), name=f"load {name}")
+            task.add_done_callback(lambda _: self._loading.pop(name, None))
+        await asyncio.shield(task)
+        if keep_alive_s is not None and name in self._loaded:
+            self._loaded[name].keep_alive_s = keep_alive_s
+
+    async def _load(self, name: str) -> None:
+        async with self._turn:
+            served = self._pool.served(name)
+            if served is not None and served.state == "failed" and name in self._loaded:
+                await self.unload(name)
+            elif served is not None:
+                await served.settled()
+                return
+            spec = self._shelf.spec(name)
+            if spec is None:
+                return
+            before = await self._shelf.verified(name)
+            shape = await asyncio.to_thread(read_shape, spec.path)
+            asked = need(shape, spec.size, spec.context, sequences(spec.slots))
+            await self._make_room(spec, shape)
+            self._loaded[name] = _Loaded(asked.total, self._keep_alive_s)
+            state = await self._pool.add(spec).settled()
+            if self._shelf.stamp(name) != before:
+                await self.unload(name)
+                raise Unavailable(f"the file of {name} was exchanged while it was loaded", "", "Pull it again.")
+            if state != "ready":
+                served = self._pool.served(name)
+                raise Unavailable(f"{name} cannot be loaded", served.why if served else "It was unloaded meanwhile.")
+            log.info("model %s is loaded: %d MiB", name, asked.total // 2**20)
+
+    async def _make_room(self, spec: ModelSpec, shape: Shape) -> None:
+        asked = need(shape, spec.size, spec.context, sequences(spec.slots))
+        residents = self.residents()
+        chosen = evictions(asked.total, self._room().free, residents)
+        if chosen is None:
+            raise self._refused(spec, shape, residents)
+        for name in chosen:
+            log.info("model %s makes room for %s", name, spec.name)
+            await self.unload(name)
+
+    def _refused(self, spec: ModelSpec, shape: Shape, residents: list[Resident]) -> PiclusterError:
+        asked, room = need(shape, spec.size, spec.context, sequences(spec.slots)), self._room()
+        why, fix = refusal(shape, asked, room)
+        if asked.total <= room.free + sum(one.bytes for one in residents if not one.kept):
+            busy = ", ".join(one.name for one in residents if one.busy and not one.kept)
+            return Overloaded(f"{spec.name} has to wait for memory", f"{busy} is answering. {why}", retry_after_s=10.0)
+        instead = self._shelf.instead(spec.name, room.free - (asked.total - asked.weights))
+        return Unavailable(f"{spec.name} does not fit this board", why, f"{fix} {instead}".strip(), retry_after_s=60.0)
+
+    def _room(self) -> Room:
+        total, available = self._memory()
+        return Room(total, available, self._pool.mapped())
+
+    def residents(self) -> list[Resident]:
+        """The models of the store that are loaded or just loading."""
+        found = []
+        for name, loaded in self._loaded.items():
+            served = self._pool.served(name)
+            if served is not None:
+                kept = self._shelf.pinned(name) or loaded.keep_alive_s == FOREVER_S
+                busy = served.state == "loading" or bool(served.busy or served.queued or self._waiting.get(name))
+                found.append(Resident(name, loaded.bytes, served.used_at, busy, kept))
+        return found
+
+    def expires_s(self, name: str) -> float:
+        """Seconds until an idle model is unloaded; inf for those that stay."""
+        served, loaded = self._pool.served(name), self._loaded.get(name)
+        if served is None or loaded is None or self._shelf.pinned(name):
+            return FOREVER_S
+        return max(0.0, served.used_at + loaded.keep_alive_s - self._clock())
+
+    async def unload(self, name: str) -> bool:
+        """Free its memory; requests that run on it fail. False: it is not one that was loaded from the store."""
+        if self._loaded.pop(name, None) is None:
+            return False
+        await self._pool.drop(name)
+        return True
+
+    async def look(self) -> None:
+        """Unload what has been idle for too long."""
+        now = self._clock()
+        for one in self.residents():
+            for name in idle([one], self._loaded[one.name].keep_alive_s, now):
+                log.info("model %s was idle and is unloaded", name)
+                await self.unload(name)
+
+    async def run(self, pinned: Callable[[], tuple[str, ...]]) -> None:
+        """Load the pinned models, then look after idle ones for ever."""
+        for name in pinned():
+            await self._tried(self.load(name))
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._tried(self.look())
+
+    async def _tried(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except PiclusterError as fault:
+            log.error("%s", fault)
+
+    async def close(self) -> None:
+        tasks = tuple(self._loading.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
