@@ -50,7 +50,7 @@ from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .services import make_agenda, make_patience, make_services, make_workflows, tell_clock
+from .services import make_agenda, make_library, make_patience, make_services, make_workflows, tell_clock
 from .upkeep import (
     VOTES,
     calm_collector,
@@ -130,9 +130,13 @@ class Daemon:
         worker_socket = Path(inference.worker_socket) if inference.worker_socket else None
         self.pool = Pool(inference.queue_max, inference.load_timeout_s, self.facts_moved.set, worker_socket)
         self._stack.push_async_callback(self.pool.close)
+        self.library = make_library(config, self.pool, self._secret, self.environ, self.facts_moved.set)
+        await self.library.start()
+        self._stack.push_async_callback(self.library.close)
         self.desk = Desk(
-            config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model()
-        )
+            config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model(),
+            self.library,
+        )  # fmt: skip
         self.hands = Hands(
             self.mailbox, self.links, self.ledger, self.desk.serving,
             make_services(config, me.name, self._secret, self._stack, lambda: self.node.journal.views(REPORTED)),
@@ -153,6 +157,7 @@ class Daemon:
             self._task(tell_clock(self.mailbox, synced), "schedule")
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
+        self._task(self.library.run(), "store")
         self._dial_known()
         calm_collector()
         self.notifier.ready(f"node {me.name} of {me.cluster}")

@@ -38,6 +38,7 @@ from .events import (
     WhoServes,
 )
 from .ids import NodeId, Term
+from .inference.library import Library
 from .inference.pool import Pool
 from .inference.serving import Serving
 from .integrations.hub import HubClient
@@ -45,8 +46,9 @@ from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
 from .mailbox import Mailbox
+from .stock import MODELS, Stock
 from .views import View
-from .web import admin, ollama, openai
+from .web import admin, models, ollama, openai
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
 from .web.metrics import Meters
@@ -94,6 +96,7 @@ class Desk:
         secret: Secret,
         rng: random.Random,
         default_model: str,
+        library: Library,
     ) -> None:
         self._config = config
         self._me = me
@@ -121,6 +124,7 @@ class Desk:
             MOVE_LEADERSHIP: (admin.MoveWish, self._move_leadership_here, LeaderChanged, MOVE_S),
             REMOVE_NODE: (admin.RemoveWish, self._remove_node_here, NodeId, ANSWER_S),
         }
+        self.stock = Stock(me.node, library, links, self.view)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
@@ -152,6 +156,7 @@ class Desk:
             extra_routes=[
                 *openai.routes(self.serving, self._list_models),
                 *ollama.routes(self.serving, self._cards),
+                *models.routes(self.stock.ask, self.stock.take),
             ],
         )
 
@@ -199,7 +204,8 @@ class Desk:
         if name == succession.REQUEST:
             yield await self.renewal.answer(peer, body)
             return
-        async with aclosing(self.serving.answer_peer(peer, name, body)) as chunks:
+        answer = self.stock.serve_peer(body) if name == MODELS else self.serving.answer_peer(peer, name, body)
+        async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -16,6 +16,8 @@ from typing import Any
 from .config import Config
 from .events import ClockTold
 from .hands import Service
+from .inference.library import Library
+from .inference.pool import Pool
 from .integrations.echo import Echo
 from .integrations.errands import HubHealth, Poster
 from .integrations.github import GithubClient
@@ -56,6 +58,15 @@ def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
         Triage(config.triage, model, config.linear.actor_id), Selftest(), Reconcile(), Errands(model),
     )  # fmt: skip
     return {workflow.name: workflow for workflow in all_}
+
+
+def make_library(
+    config: Config, pool: Pool, secret: Secret, environ: Mapping[str, str], on_change: Callable[[], None]
+) -> Library:
+    """The models on this node's disk."""
+    token = secret(config.store.token_file)[0] if config.store.token_file else ""
+    root, hub = config.state_dir / "models", environ.get("HF_ENDPOINT", "")
+    return Library(root, pool, config.store, config.inference.queue_max, hub, token, on_change)
 
 
 def make_services(

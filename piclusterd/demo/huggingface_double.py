@@ -3,10 +3,12 @@
     POST /v1/chat/completions · GET /v1/models                          the router, OpenAI's words, `model:provider`
     GET  /api/models/{org}/{name}[/revision/{rev}]?blobs=true           sha, siblings with lfs.sha256
     HEAD, GET /{org}/{name}/resolve/{rev}/{file}                        ETag, X-Linked-{Etag,Size}, X-Repo-Commit
+                                                                        302 to the CDN where there is one
 
 Model files need no token, the router does. `corrupt` gives back other bytes of the same length: what the hub's own
-client accepts and we must not. `ratelimited` is the five-minute window (429); `spent` are credits used up (402), which
-open a long breaker and are no reason to try again soon.
+client accepts and we must not; `cuts` break answers off, `lies` tell another size, `gated` and `private` repositories
+want a token. The CDN (`CdnDouble`) refuses whoever shows it one, as its storage does. `ratelimited` is the five-minute
+window (429); `spent` are credits used up (402), which open a long breaker and are no reason to try again soon.
 """
 
 from __future__ import annotations
@@ -51,6 +53,17 @@ class HuggingFaceDouble(Double):
         """Repository → file → bytes."""
         self.corrupt: set[str] = set()
         """Names of files that are served with other bytes than were promised."""
+        self.cuts: dict[str, list[int]] = {}
+        """File → after how many bytes each of its next answers breaks off."""
+        self.lies: dict[str, int] = {}
+        """File → the size that is told of it."""
+        self.gated: set[str] = set()
+        """Repositories whose terms nobody has accepted."""
+        self.private: set[str] = set()
+        self.resumes = True
+        self.served_bytes = 0
+        """Of model files."""
+        self.cdn: CdnDouble | None = None
 
     def routes(self) -> list[web.RouteDef]:
         file = "/{org}/{name}/resolve/{revision}/{file:.+}"
@@ -103,39 +116,94 @@ class HuggingFaceDouble(Double):
         siblings = [
             {
                 "rfilename": name,
-                "size": len(body),
-                "lfs": {"sha256": _sha256(body), "size": len(body), "pointerSize": 135},
+                "size": self.lies.get(name, len(body)),
+                "lfs": {"sha256": _sha256(body), "size": self.lies.get(name, len(body)), "pointerSize": 135},
             }
             for name, body in files.items()
         ]
         return web.json_response({"id": repository, "sha": COMMIT, "siblings": siblings})
 
-    async def _file(self, request: web.Request) -> web.Response:
+    async def _file(self, request: web.Request) -> web.StreamResponse:
         _, files = self._find(request)
         name = request.match_info["file"]
         if name not in files:
             raise self.wrong(404, "Entry not found")
-        body = files[name]
-        digest = f'"{_sha256(body)}"'
-        headers = {"ETag": digest, "X-Linked-Etag": digest, "X-Linked-Size": str(len(body)), "X-Repo-Commit": COMMIT}
+        digest = f'"{_sha256(files[name])}"'
+        size = str(len(files[name]))
+        headers = {"ETag": digest, "X-Linked-Etag": digest, "X-Linked-Size": size, "X-Repo-Commit": COMMIT}
+        if self.cdn is not None:
+            self.cdn.files[digest.strip('"')] = name, files[name]
+            to = f"{self.cdn.url}/blobs/{digest.strip(chr(34))}?X-Amz-Signature=demo"
+            return web.Response(status=302, headers={**headers, "Location": to})
+        return await self.send(request, name, files[name], headers)
+
+    async def send(
+        self, request: web.Request, name: str, body: bytes, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """The bytes that were asked for, as spoilt as a test wants them."""
         if name in self.corrupt:
             body = bytes(byte ^ 0xFF for byte in body)
-        part = request.http_range
-        if part.start is None and part.stop is None:
-            return web.Response(body=body, headers={**headers, "Accept-Ranges": "bytes"})
+        part = request.http_range if self.resumes else slice(None, None)
         start, stop = part.start or 0, min(part.stop or len(body), len(body))
         if start >= len(body):
             raise self.wrong(416, "Requested Range Not Satisfiable")
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
-        return web.Response(status=206, body=body[start:stop], headers=headers)
+        ranged = part.start is not None or part.stop is not None
+        told = {"Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"} if ranged else {"Accept-Ranges": "bytes"}
+        response = web.StreamResponse(status=206 if ranged else 200, headers={**headers, **told})
+        response.content_length = stop - start
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        cuts = self.cuts.get(name)
+        cut = cuts.pop(0) if cuts else stop - start
+        self.served_bytes += min(cut, stop - start)
+        await response.write(body[start : min(stop, start + cut)])
+        if cut < stop - start:
+            assert request.transport is not None
+            request.transport.close()  # what was written is sent first
+        return response
 
     def _find(self, request: web.Request) -> tuple[str, dict[str, bytes]]:
         repository = f"{request.match_info['org']}/{request.match_info['name']}"
         if repository not in self.files:
             raise self.wrong(401, "Repository Not Found")  # as the hub says of what is private or not there
+        with_token = request.headers.get("Authorization") == f"Bearer {self.key}"
+        if repository in self.private and not with_token:
+            raise self.wrong(401, "Repository Not Found")
+        if repository in self.gated and not with_token:
+            raise self.wrong(403, "Access to this model is restricted and you are not in the authorized list.")
         if request.match_info.get("revision", "main") not in ("main", COMMIT):
             raise self.wrong(404, "Invalid rev id")
         return repository, self.files[repository]
+
+
+class CdnDouble(Double):
+    """Where the hub's redirects lead. Sends what `hub` would, and refuses requests that carry a second credential."""
+
+    def __init__(self, hub: HuggingFaceDouble) -> None:
+        super().__init__("")
+        self.hub = hub
+        self.files: dict[str, tuple[str, bytes]] = {}
+        hub.cdn = self
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/blobs/{sha256}", self._blob)]
+
+    def limited(self, fault: Fault) -> web.Response:
+        return web.Response(status=503, text="SlowDown")
+
+    def refusal(self, status: int, why: str) -> Mapping[str, Any]:
+        return {"error": why}
+
+    def check(self, request: web.Request) -> None:
+        if "Authorization" in request.headers:
+            raise self.wrong(400, "Only one auth mechanism allowed")
+
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        found = self.files.get(request.match_info["sha256"])
+        if found is None:
+            raise self.wrong(404, "NoSuchKey")
+        return await self.hub.send(request, *found, {})
 
 
 def _sha256(body: bytes) -> str:

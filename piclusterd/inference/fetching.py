@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import Unavailable
+from ..errors import Unavailable, UserError
 from ..integrations.model_hub import HubFile
 from .store import MIB, NoSpace, NotAsPromised, Store
 
@@ -101,6 +101,24 @@ async def _complete(
     if have > file.size:
         partial.unlink(missing_ok=True)
         raise NotAsPromised("the hub sends more than it promised", f"{file.size} bytes were promised.")
+
+
+async def receive(store: Store, chunks: AsyncGenerator[bytes, None], size: int) -> str:
+    """A file of `size` bytes that somebody sends, as a blob: its SHA-256. Raises `NotAsPromised`, `NoSpace`, …"""
+    await asyncio.to_thread(store.check_space, size)
+    partial = await asyncio.to_thread(store.new_partial)
+
+    async def read(_: int) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+
+    try:
+        await _append(store, partial, 0, size, read, lambda status, completed: None)
+        if (came := await asyncio.to_thread(_length, partial)) != size:
+            raise UserError("the file was cut off on its way", f"{came} of {size} bytes came.", "Send it again.")
+        return await asyncio.to_thread(store.settle, partial)
+    finally:
+        await asyncio.to_thread(partial.unlink, missing_ok=True)
 
 
 async def _append(store: Store, partial: Path, have: int, size: int, read: Read, report: Report) -> None:

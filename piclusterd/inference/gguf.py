@@ -10,7 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .budget import Shape
+from .budget import QUANTS, Shape
 from .models import HEADER
 
 STRING, ARRAY = 8, 9
@@ -27,6 +27,30 @@ def read_shape(path: Path) -> Shape:
             return _shape(_keys(file))
     except (OSError, ValueError, struct.error, UnicodeDecodeError):
         return Shape()
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the file at `path` says of itself, for people; keys that it lacks are left out. Never raises."""
+    try:
+        with path.open("rb") as file:
+            keys = _keys(file)
+        shape = _shape(keys)
+    except (OSError, ValueError, struct.error, UnicodeDecodeError):
+        return {}
+    name = keys.get("general.architecture", "")
+    quant = next((quant for quant, number, _ in QUANTS if number == shape.file_type), "")
+    told = {
+        "architecture": name,
+        "name": keys.get("general.name"),
+        "parameters": keys.get("general.size_label"),
+        "licence": keys.get("general.license"),
+        "quantization": quant,
+        "context": keys.get(f"{name}.context_length"),
+        "layers": shape.layers,
+        "embedding": shape.width,
+        "vocabulary": shape.vocabulary,
+    }
+    return {key: value for key, value in told.items() if isinstance(value, str | int) and value}
 
 
 def _keys(file: BinaryIO) -> dict[str, Any]:

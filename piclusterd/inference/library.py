@@ -26,7 +26,8 @@ from ..errors import NotFound, UserError
 from ..integrations.model_hub import Hub, HubFile, looks_like_reference, parse
 from ..wire import ModelFacts
 from . import catalogue
-from .fetching import Progress, fetch
+from .fetching import Progress, fetch, receive
+from .gguf import describe
 from .loading import Loads
 from .models import ModelSpec, resolve
 from .pool import Pool
@@ -240,6 +241,16 @@ class Library:
         """A GGUF file of this machine into the store. Raises `UserError` or `NoSpace`."""
         sha256, size = await asyncio.to_thread(self.store.take_file, path, hard_link)
         return await self._put(name or _plain(path.stem), sha256, size, f"file:{path}")
+
+    async def take_stream(self, chunks: AsyncGenerator[bytes, None], size: int, name: str) -> Manifest:
+        """The bytes of a GGUF file into the store. Raises `UserError`, `NotAsPromised` or `NoSpace`."""
+        sha256 = await receive(self.store, chunks, size)
+        return await self._put(name or sha256[:12], sha256, size, "sent by the owner")
+
+    async def about(self, name: str) -> dict[str, Any]:
+        """What the file says of itself: architecture, parameters, quantization, context, … where it says so."""
+        path = self.store.blob(self.store.get(name).sha256)
+        return await asyncio.to_thread(describe, path)
 
     # changing --------------------------------------------------------------------------------------------------------
     async def remove(self, name: str) -> int:

@@ -72,18 +72,22 @@ class Placement:
         self._sent.setdefault(node, []).append(now)
         return Choice(node, _shown(member), name, _reason(member, facts, seconds), seconds)
 
-    def models(self) -> dict[str, tuple[NodeId, ...]]:
-        """Every model an alive node serves, with the nodes that do."""
+    def models(self, loaded: bool = False) -> dict[str, tuple[NodeId, ...]]:
+        """Every model an alive node serves, with the nodes that do. `loaded`: without loading it first."""
         served: dict[str, tuple[NodeId, ...]] = {}
         for member in self._members:
             for facts in member.facts.models if member.state == "alive" else ():
+                if loaded and facts.load_s:
+                    continue
                 served[facts.name] = (*served.get(facts.name, ()), member.node)
         return dict(sorted(served.items()))
 
     def _named(self, model: str) -> str:
-        """The only model there is, for a client without a preference."""
-        there = self.models()
-        return next(iter(there)) if model in ANY_MODEL and len(there) == 1 else model
+        """The only model in memory, else the only one there is, for a client without a preference."""
+        if model not in ANY_MODEL:
+            return model
+        there = list(self.models(loaded=True) or self.models())
+        return there[0] if len(there) == 1 else model
 
     def _predicted(self, member: Member, facts: ModelFacts, prompt_tokens: int, now: float) -> float:
         recent = [at for at in self._sent.get(member.node, ()) if now - at < UNSEEN_S]

@@ -334,6 +334,7 @@ class Pool:
 
     async def classify(self, model: str, texts: Sequence[str]) -> Classified:
         """The labels of each text, with scores. Raises as `generate` does."""
+        await self.ready(model)
         served = self._of(model)
         async with served.turn() as child:
             parts = [

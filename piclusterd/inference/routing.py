@@ -29,7 +29,7 @@ def predict(model: ModelFacts, facts: Facts, prompt_tokens: int, local: bool, un
     alone = prompt_tokens / (model.prefill_tps or PREFILL_TPS) + ANSWER_TOKENS / (model.decode_tps or DECODE_TPS)
     running = model.busy + (unseen if not model.queued else 0)
     waiting = model.queued + (unseen if model.queued else 0)
-    seconds = alone * (1 + SHARE * running + waiting) * penalty(facts.flags)
+    seconds = model.load_s + alone * (1 + SHARE * running + waiting) * penalty(facts.flags)
     return seconds if local else seconds + HOP_S
 
 

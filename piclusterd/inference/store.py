@@ -194,21 +194,28 @@ class Store:
         Shares its blocks where the file system can, else copies them. `hard_link`: shares the file itself.
         """
         size = check_header(path)
-        partial = self._partial / f"import-{os.getpid()}-{time.monotonic_ns()}.part"
+        partial = self.new_partial()
         try:
             if not (hard_link and _linked(path, partial)):
                 self.check_space(size)
                 _copy(path, partial)
-            sha256, pieces = digest(partial)
-            if self.has(sha256):
-                return sha256, size
             size = partial.stat().st_size
-            self._settle(partial, sha256, pieces)
+            return self.settle(partial), size
         except OSError as fault:
             raise UserError(f"{path} cannot be taken into the store", f"{fault.strerror}.") from None
         finally:
             partial.unlink(missing_ok=True)
-        return sha256, size
+
+    def new_partial(self) -> Path:
+        """A name for a file whose digest is not known yet."""
+        return self._partial / f"import-{os.getpid()}-{time.monotonic_ns()}.part"
+
+    def settle(self, partial: Path) -> str:
+        """The digest of `partial`, which is a blob now. Raises `UserError` where it is no GGUF file."""
+        sha256, pieces = digest(partial)
+        if not self.has(sha256):
+            self._settle(partial, sha256, pieces)
+        return sha256
 
     # names -----------------------------------------------------------------------------------------------------------
     def put(self, manifest: Manifest) -> Manifest:

@@ -6,6 +6,7 @@
                                             DELETE /admin/tokens/{id}   204, or 404
                                             GET    /admin/jobs/{run}    what the ledger says of a run
                                             POST   /admin/jobs          {what, run} → the run as it is then
+                                            POST   /admin/models        see `web.models`
     anybody   ──TCP──────────────────────▶  /admin/*: 403
                                             GET    /status.json         the same as /admin/view: reading is free
 
@@ -78,6 +79,23 @@ class JobWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     what: Literal["retry", "cancel", "approve", "reject"]
     run: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+
+
+class ModelWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /admin/models`: what is to be done with the models of a node.
+
+    `name`: of a model, a reference to the hub (pull) or an absolute path (import); `to`: the name it gets; `node`: a
+    name or id, "" for this one.
+    """
+
+    what: Literal[
+        "list", "show", "loaded", "propose", "pull", "import", "remove", "pin", "unpin", "alias", "load", "unload"
+    ]
+    name: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    to: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    node: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    aliases: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=128)], ...], msgspec.Meta(max_length=16)] = ()
+    hard_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
