@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.e2e
 REQUESTS = ("IssueContext", "IssueContext", "IssueGlance", "IssueUpdate", "CommentCreate")
 """What one run of triage sends, in order."""
 DONE_S = 60.0
+ATTEMPTS_MAX = 3
+"""An election that nobody asked for (a busy machine) makes other requests, and the kill hits another one."""
 
 
 class Watched(LinearDouble):
@@ -86,33 +89,42 @@ async def leading(rig: Rig) -> Member:
     return member
 
 
+async def killed_at(rig: Rig, linear: Watched, number: int, when: str, title: str) -> list[str]:
+    """One issue whose coordinator dies `when` request `number` is performed. The request that was hit, if any."""
+    coordinator = await leading(rig)
+    seen: list[str] = []
+    hit: list[str] = []
+
+    def called(request: str, moment: str) -> None:
+        seen.extend([request] if moment == "before" else [])
+        if not hit and (len(seen) - 1, moment) == (number, when):
+            hit.append(request)
+            rig.cluster.kill(coordinator)
+
+    linear.called = called
+    identifier = await issue(rig, title)
+    await finished(rig, title)
+    assert writes(linear, identifier) == ONCE, f"killed {when} request {number}"
+    if hit:
+        assert coordinator.process is not None
+        await coordinator.process.wait()
+        await rig.cluster.start(coordinator)
+        await rig.cluster.until_served()
+    return hit
+
+
 async def test_killed_between_any_two_steps_the_run_completes_once(tmp_path: Path) -> None:
     async with watched(tmp_path) as (rig, linear):
-        kills = [(number, when) for number in range(len(REQUESTS)) for when in ("before", "after")]
-        for number, when in kills:
-            coordinator = await leading(rig)
-            seen: list[str] = []
-            hit: list[str] = []
-
-            def called(request: str, moment: str, at: Any = (number, when), victim: Member = coordinator,
-                       seen: list[str] = seen, hit: list[str] = hit) -> None:  # fmt: skip
-                seen += [request] if moment == "before" else []
-                if not hit and (len(seen) - 1, moment) == at:
-                    hit.append(request)
-                    rig.cluster.kill(victim)
-
-            linear.called = called
-            title = f"Server down {number} {when}"
-            identifier = await issue(rig, title)
-            await finished(rig, title)
+        issues = 0
+        for number, when in [(number, when) for number in range(len(REQUESTS)) for when in ("before", "after")]:
+            for attempt in range(ATTEMPTS_MAX):
+                issues += 1
+                hit = await killed_at(rig, linear, number, when, f"Server down {number} {when} {attempt}")
+                if hit == [REQUESTS[number]]:
+                    break
             assert hit == [REQUESTS[number]], f"the kill {when} request {number}"
-            assert writes(linear, identifier) == ONCE, f"killed {when} {REQUESTS[number]}"
-            assert coordinator.process is not None
-            await coordinator.process.wait()
-            await rig.cluster.start(coordinator)
-            await rig.cluster.until_served()
         await rig.cluster.until_equal()
-        assert [effect.kind for effect in linear.effects] == ONCE * len(kills)
+        assert [effect.kind for effect in linear.effects] == ONCE * issues
 
 
 async def test_everything_delivered_again_and_reworded_in_any_order_has_one_effect(tmp_path: Path) -> None:
@@ -122,8 +134,8 @@ async def test_everything_delivered_again_and_reworded_in_any_order_has_one_effe
         ways = [rig.world.told_to_nodes().hub_url, *(member.url for member in rig.cluster.members)]
         posts = []
         for _, body in issues:
-            reworded = json.dumps({**json.loads(body), "webhookTimestamp": 1_790_000_000_000}).encode()
-            # The hub believes no old timestamp; nodes take a webhook however late it is.
+            an_hour_ago = int((time.time() - 3600) * 1000)
+            reworded = json.dumps({**json.loads(body), "webhookTimestamp": an_hour_ago}).encode()
             posts += [(way, body) for way in ways for _ in range(2)] + [(way, reworded) for way in ways[1:]]
         random.Random(7).shuffle(posts)
         for way, body in posts:
