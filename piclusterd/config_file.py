@@ -310,13 +310,17 @@ def _check_flows(sheet: _Sheet, config: Config) -> None:
     """What each workflow cannot do without."""
     needs = {
         "spec": (config.spec.mode, "notion.token_file", "spec.data_source", "linear.token_file"),
-        "moderation": (config.moderation.mode, "linear.token_file"),
+        "moderation": (config.moderation.mode if config.moderation.delete != "never" else "off", "linear.token_file"),
     }
     for section, (mode, *keys) in needs.items():
         for key in keys if mode != "off" else ():
             part, _, name = key.partition(".")
             if not getattr(getattr(config, part), name):
                 sheet.fault((section, "mode"), f"needs {key}, which is empty")
+    if config.moderation.clean_below > config.moderation.flagged_from:
+        sheet.fault(("moderation", "clean_below"), "is above flagged_from: every comment would be both")
+    if config.notify.linear_team and not config.linear.token_file:
+        sheet.fault(("notify", "linear_team"), "needs linear.token_file, which is empty")
 
 
 def _check_readable(sheet: _Sheet, where: Where, file: str) -> None:

@@ -59,6 +59,13 @@ class Moderation:
         Literal["off", "on"], Meta(description="look at each comment of Linear's issues, new or edited")
     ] = "off"
     model: Annotated[str, Meta(description="of the quick look; empty: the default model")] = ""
+    how: Annotated[
+        Literal["choice", "classify"],
+        Meta(description="choice: a model that chats weighs two options; classify: a text-classification model"),
+    ] = "choice"
+    labels: Annotated[
+        tuple[str, ...], Meta(max_length=64, description="of a text-classification model, those that mean abuse")
+    ] = ("toxic", "hate", "offensive", "abuse", "LABEL_1")
     deep_model: Annotated[
         str, Meta(description="of the second look at what is borderline, the relay's first; empty: the default model")
     ] = ""

@@ -50,6 +50,7 @@ from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
+from .notices import Crier
 from .services import make_agenda, make_library, make_patience, make_services, make_workflows, tell_clock
 from .upkeep import (
     VOTES,
@@ -143,6 +144,10 @@ class Daemon:
             self._votes_dir(), self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
+        self.crier = Crier(
+            config.notify, me.name, self.desk.take_hook, lambda: self.node.journal, lambda: self.node.replicate.active
+        )
+        self._stack.push_async_callback(self.crier.close)
         self.node = await self._make_node(hard or HardState(), no_votes)
         self.links.deny({*self.node.removals.denied, *await asyncio.to_thread(denylist.load, me.directory)})
         await self._open_doors()
@@ -289,6 +294,7 @@ class Daemon:
         if isinstance(note, LedgerAlarm):
             self.facts_moved.set()  # the others' health lists hear of it at once
         self.bus.note(note, self._name_of)
+        self.crier.hear(note)
 
     def _name_of(self, node: NodeId) -> str:
         facts, link = self.node.membership.facts(node), self.links.peers().get(node)

@@ -1,7 +1,7 @@
 """What runs are made of on this node: the workflows, the services they call, and how patient the engine is.
 
-configuration ─┬▶ workflows   spec, triage, reconcile, errand
-               ├▶ services    linear, notion, github, hub, post, cluster (each only where it is configured)
+configuration ─┬▶ workflows   spec, triage, moderation, notice, reconcile, errand
+               ├▶ services    linear, notion, notify, github, hub, post, cluster (each only where it is configured)
                └▶ patience and agenda: what the coordinator does unasked, and when
 """
 
@@ -22,11 +22,15 @@ from .integrations.echo import Echo
 from .integrations.errands import HubHealth, Poster
 from .integrations.github import GithubClient
 from .integrations.linear_flows import LinearFlows
+from .integrations.notify import NotifyClient
 from .integrations.notion import NotionClient
 from .mailbox import Mailbox
 from .views import RunView
 from .workflows.errands import Errands, triage_report
 from .workflows.flight import Patience
+from .workflows.moderation import Moderation
+from .workflows.notice import Notices
+from .workflows.notifying import Sinks
 from .workflows.reconcile import Reconcile
 from .workflows.schedule import Agenda, Line
 from .workflows.selftest import Selftest
@@ -55,7 +59,9 @@ def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
     """By name; the first that wants an event gets it. `model`: the one that answers."""
     all_: tuple[Workflow, ...] = (
         Spec(config.spec, model, config.linear.actor_id),
-        Triage(config.triage, model, config.linear.actor_id), Selftest(), Reconcile(), Errands(model),
+        Triage(config.triage, model, config.linear.actor_id),
+        Moderation(config.moderation, make_sinks(config), model, config.linear.actor_id),
+        Notices(make_sinks(config)), Selftest(), Reconcile(), Errands(model),
     )  # fmt: skip
     return {workflow.name: workflow for workflow in all_}
 
@@ -67,6 +73,11 @@ def make_library(
     token = secret(config.store.token_file)[0] if config.store.token_file else ""
     root, hub = config.state_dir / "models", environ.get("HF_ENDPOINT", "")
     return Library(root, pool, config.store, config.inference.queue_max, hub, token, on_change)
+
+
+def make_sinks(config: Config) -> Sinks:
+    files = {"webhook": config.notify.webhook_url_file, "ntfy": config.notify.ntfy_url_file}
+    return Sinks(tuple(name for name, file in files.items() if file), config.notify.linear_team)
 
 
 def make_services(
@@ -87,6 +98,10 @@ def make_services(
         github = GithubClient(config.github.url, secret(config.github.token_file)[0], config.github.hook)
         stack.push_async_callback(github.close)
         services["github"] = github
+    if make_sinks(config).names:
+        files = (config.notify.webhook_url_file, config.notify.ntfy_url_file, config.notify.ntfy_token_file)
+        webhook, ntfy, token = (secret(file)[0] if file else "" for file in files)
+        services["notify"] = NotifyClient(webhook, ntfy, token)
     if config.hub.url:
         services["hub"] = HubHealth(config.hub.url)
     urls = {line.name: secret(line.post_url_file)[0] for line in config.schedule if line.post_url_file}

@@ -26,6 +26,8 @@ from ..ids import RunId
 from ..wire import Hook
 from .workflow import Call, Finish, Results, Step, Take
 
+OPERATIONS = {"linear": "issues_since", "github": "deliveries_since"}
+"""Service → what asks it for a page."""
 PAGES_MAX = 100
 """Of 50 issues or 100 deliveries each: far beyond what a house misses; past it a person should look."""
 REDELIVER_MAX = 1000
@@ -56,7 +58,8 @@ class Reconcile:
         self._actor_id = actor_id
 
     def wants(self, hook: Hook) -> str | None:
-        return f"what never came from {hook.event}" if hook.source == "cluster" else None
+        asked = hook.source == "cluster" and hook.event in OPERATIONS
+        return f"what never came from {hook.event}" if asked else None
 
     def next(self, run: RunId, hook: Hook, results: Results) -> Step:
         try:
@@ -79,9 +82,8 @@ class Reconcile:
         return Finish("done", f"{found} events had not come", marks={hook.event: pages[0].now_ms})
 
     def _page(self, run: RunId, service: str, since: _Since, number: int, after: str) -> Call:
-        operation = {"linear": "issues_since", "github": "deliveries_since"}[service]
         arguments = {"since_ms": since.since_ms, "after": after}
-        return Call(f"page-{number}", service, operation, arguments, ids.uuid4_of(run, str(number)))
+        return Call(f"page-{number}", service, OPERATIONS[service], arguments, ids.uuid4_of(run, str(number)))
 
     def _redeliver(self, run: RunId, pages: list[_Page], results: Results) -> Step:
         arrived = {event for page in pages for event in page.arrived}
