@@ -9,7 +9,7 @@ SEEDS ?= 300
 FIRST ?= 0
 JOBS  ?= 1
 
-.PHONY: help setup demo test check lint types walls unit e2e sim kill-loop encoder bench clean
+.PHONY: help setup demo test check lint types walls unit e2e coverage sim kill-loop encoder bench clean
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
@@ -37,8 +37,11 @@ unit: setup
 e2e: setup       ## all end-to-end lanes, the slow ones too: bad networks and boards, booted machines; root, ip, nft
 	@PICLUSTER_E2E=all $(BIN)/python -m pytest tests/e2e $(ARGS)
 
-sim: setup       ## make sim SEEDS=300 [FIRST=0] [JOBS=1] [MINUTES=3]: the simulator over many seeds
-	@$(BIN)/python -m piclusterd.sim --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+coverage: setup  ## branch coverage of each decider by its own tests: one line each, status 1 below 100 %
+	@$(BIN)/python -m bench.deciders $(ARGS)
+
+sim: setup       ## make sim SEEDS=300 [FIRST=0] [JOBS=1] [MINUTES=3] [COMPILED=1]: the simulator over many seeds
+	@$(BIN)/python -m $(if $(COMPILED),bench.compiled,piclusterd.sim) --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 kill-loop: setup ## make kill-loop N=20 [NETNS=1]: SIGKILL the coordinator N times under load, then compare the ledgers
 	@$(BIN)/python -m piclusterd.demo.kill_loop --kills $(N) $(if $(NETNS),--netns) $(ARGS)
@@ -50,4 +53,4 @@ bench: setup     ## make bench NAME=routing ARGS="--quick --json out.json"
 	@$(BIN)/python bench/$(NAME).py $(ARGS)
 
 clean:           ## remove what the targets above made inside the tree
-	rm -rf $(VENV) .stamp-setup .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .stamp-setup .demo build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

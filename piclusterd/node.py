@@ -116,7 +116,7 @@ MEMBERSHIP, ELECTION, HANDOVER = 0, 1, 6
 TIMERS_OF_NOTES = (3, 4, 5, 6, 9)
 """Places of intake, runs, reconfigure, handover, schedule: of those that hear notes, the ones with deadlines."""
 ASKED = (WhoServes, Snapshot, Shutdown)
-"""Events that the hall itself answers."""
+"""Events that the hall itself answers, the last by stopping."""
 BOUND_TO_HARD_STATE = (RequestVote, Vote, Heartbeat, Held, Push, TimeoutNow)
 """Messages that promise a term or a vote: they never leave before it is durable (Raft §5.1)."""
 
@@ -296,8 +296,9 @@ class Node:
 
     def _config_held(self, event: Event, now: float) -> list[Output]:
         """Before the ledger counts copies: it counts none until the config they are counted in is stored."""
-        if isinstance(event, Received) and isinstance(event.message, Held):
-            self.reconfigure.on_held(event.sender, event.message.term, event.message.config)
+        assert isinstance(event, Received)
+        assert isinstance(event.message, Held), "nothing else is routed here"
+        self.reconfigure.on_held(event.sender, event.message.term, event.message.config)
         return []
 
     def _reconfigure(self, event: Event, now: float) -> list[Output]:
@@ -324,7 +325,7 @@ class Node:
                     out += self.election.change(voters)
                 case Retire(why):
                     out += self.election.retire(why, now)
-                case Answer():
+                case _:
                     out.append(decision)
         if decisions:
             self._due[ELECTION] = self._deadlines[ELECTION]()
@@ -363,10 +364,8 @@ class Node:
                 return [Answer(ticket, self.placement.choose(model, task, prompt_tokens, exclude, now, prefer))]
             case Snapshot(ticket):
                 return [Answer(ticket, self.view(now))]
-            case Shutdown():
-                return [Stopped()]
             case _:
-                return []
+                return [Stopped()]
 
     def _hold_back(self, effects: list[Effect]) -> list[Effect]:
         if not self.election.unsaved:

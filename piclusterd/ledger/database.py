@@ -18,8 +18,6 @@ It refuses another program's database and one that a newer release wrote.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import Broken
@@ -154,14 +152,19 @@ def pragma(conn: sqlite3.Connection, name: str) -> int:
     return value
 
 
-@contextmanager
-def transaction(conn: sqlite3.Connection) -> Iterator[None]:
+class transaction:
     """All of the block or none of it: committed on the way out, rolled back on any exception."""
-    conn.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        conn.execute("COMMIT")
-    except BaseException:
-        if conn.in_transaction:  # a full disk may have rolled back already
-            conn.execute("ROLLBACK")
-        raise
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+
+    def __enter__(self) -> None:
+        self._conn.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._conn.execute("COMMIT")
+        finally:
+            if self._conn.in_transaction:  # a full disk may have rolled back already
+                self._conn.execute("ROLLBACK")

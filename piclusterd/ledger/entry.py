@@ -66,6 +66,10 @@ INT_MAX = 2**63 - 1
 HLC_COUNTER_BITS = 16
 HEADERS_KEPT = 1024
 """Decoded headers at hand: one is looked at when it is checked, stored, served and told. About half a megabyte."""
+FACTS_KEPT = 256
+"""Decoded entries at hand, small ones only: one is read when it is checked, told and served. About half a megabyte."""
+SMALL_BYTES = 512
+"""Of a payload: most steps of runs; webhooks are mostly larger."""
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(public key, signature, data) → is it that key's signature of that data? Must not raise on junk."""
@@ -280,11 +284,22 @@ def decode_body(payload: bytes) -> dict[str, Any] | Dropped:
 
 def decode_fact(entry: Entry) -> Fact | Dropped:
     """What `entry` says. Checks its shape, not its place in the chain: for entries that were verified when stored."""
-    header = decode_header(entry.header)
+    small = len(entry.payload) <= SMALL_BYTES and len(entry.header) <= HEADER_BYTES_MAX
+    return _small_fact(entry.header, entry.payload) if small else _decode_fact(entry.header, entry.payload)
+
+
+def _decode_fact(header_bytes: bytes, payload: bytes) -> Fact | Dropped:
+    header = decode_header(header_bytes)
     if isinstance(header, Dropped):
         return header
-    body = decode_body(entry.payload)
-    return body if isinstance(body, Dropped) else _fact(header, body)
+    body = decode_body(payload)
+    if isinstance(body, Dropped):
+        return body
+    return Fact(header.log, header.seq, header.term, header.kind, body, header.hlc)
+
+
+_small_fact = lru_cache(FACTS_KEPT)(_decode_fact)
+"""Nobody writes into the body of a fact, so whoever reads the same entry may be given the same one."""
 
 
 def extend(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Link | Dropped:
@@ -295,16 +310,16 @@ def extend(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Link | Dro
         return Dropped(f"broken chain: {header.place} does not follow the entry before it")
     if not header.describes(entry.payload):
         return Dropped(f"payload: that of {header.place} is not the one that was hashed")
-    body = decode_body(entry.payload)
-    if isinstance(body, Dropped):
-        return Dropped(f"{body.reason} ({header.place})")
-    key = tip.key or _opening_key(header, body)
+    fact = decode_fact(entry)
+    if isinstance(fact, Dropped):
+        return Dropped(f"{fact.reason} ({header.place})")
+    key = tip.key or _opening_key(header, fact.body)
     if not key:
         return Dropped(f"forged: {header.place} does not hold the key of its origin")
     hashed = entry_hash(entry.header)
     if entry.signature and not is_signed(key, hashed, entry.signature, verify):
         return Dropped(f"forged: the signature of {header.place} is not its origin's")
-    return Link(Tip(key, header.seq, hashed), _fact(header, body))
+    return Link(Tip(key, header.seq, hashed), fact)
 
 
 def extend_pruned(tip: Tip, header: Header, entry: Entry, verify: Verify) -> Tip | Dropped:
@@ -332,7 +347,3 @@ def _opening_key(header: Header, body: Mapping[str, Any]) -> bytes:
 
 def _payload_hash(payload: bytes) -> bytes:
     return hashlib.blake2b(payload, digest_size=HASH_BYTES).digest()
-
-
-def _fact(header: Header, body: Mapping[str, Any]) -> Fact:
-    return Fact(header.log, header.seq, header.term, header.kind, body, header.hlc)

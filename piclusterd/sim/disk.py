@@ -112,6 +112,8 @@ class Disk:
         self._slow = slow
         self._synced: tuple[Head, ...] = store.heads(self.conn)
         self._synced_hard = self.hard
+        self._sound = True
+        """Nothing is in quarantine, as far as was looked since something could have come there: nobody need look."""
 
     def steady(self) -> None:
         """From now on an fsync takes FASTEST_S."""
@@ -202,8 +204,9 @@ class Disk:
         return outcomes if now == before else [*outcomes, Damaged(now)]
 
     def _store(self, write: Store) -> list[Outcome]:
-        before = self.damaged()
+        before = () if self._sound else self.damaged()
         applied = store.apply(self.conn, write.entries, verify, write.resets)
+        self._sound = self._sound and not applied.dropped  # whoever sends another branch makes it look at its own
         self.landed += [fact for fact in self._on_rows(applied.facts) if not _mends(fact, before)]
         heads = _highest(write, applied.heads) if "contiguity" in self._lies else applied.heads
         outcomes: list[Outcome] = [Stored(write.token, applied.facts, heads, applied.dropped)]
@@ -225,7 +228,9 @@ class Disk:
         return store.opening(self.conn, self.log)
 
     def damaged(self) -> tuple[Span, ...]:
-        return scrub.damaged(self.conn)
+        found = scrub.damaged(self.conn)
+        self._sound = not found
+        return found
 
     # lying ---------------------------------------------------------------------------------------------------
     def lies_about(self, write: Write) -> bool:
@@ -290,6 +295,7 @@ class Disk:
         """Put the other card in, without a word; the one that was there."""
         mine = Image(self.conn, self.log)
         self.conn, self.log = other
+        self._sound = False
         self._synced = store.heads(self.conn)
         return mine
 

@@ -113,3 +113,18 @@ def test_a_long_error_still_fits() -> None:
 )
 def test_addresses_are_told_from_other_text(text: str, good: bool) -> None:
     assert is_address(text) is good
+
+
+def test_protocols_that_do_not_meet_are_refused_with_the_side_to_upgrade() -> None:
+    def hello(name: str, lowest: int, highest: int) -> Hello:
+        return Hello(lowest, highest, NodeId("a" * 16), "c", name)
+
+    assert frames.no_protocol(hello("new", 2, 3), hello("old", 1, 2)) == ""
+    assert frames.no_protocol(hello("new", 3, 4), hello("old", 1, 2)).endswith(
+        "upgrade this node to a release between the two first"
+    )
+    assert "upgrade old to a release" in frames.no_protocol(hello("old", 1, 2), hello("new", 3, 4))
+
+
+def test_a_wish_reads_back() -> None:
+    assert isinstance(frames.decode_wish(b""), Dropped)

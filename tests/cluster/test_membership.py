@@ -539,3 +539,12 @@ def test_a_house_heals_after_any_partition(seed: int) -> None:
     house.wire.heal()
     house.wire.run_for(180)
     assert {house.state(two, by=one) for one in house.nodes for two in house.nodes if one != two} == {"alive"}
+
+
+def test_links_and_own_facts_are_what_was_told_last() -> None:
+    node, wire = lone()
+    assert list(node.links) == [B, C, D]
+    node.handle(LinkDown(C), wire.now)
+    assert list(node.links) == [B, D]
+    node.handle(FactsChanged(Facts(name="pi-a", board="pi5")), wire.now)
+    assert node.own_facts.board == "pi5"

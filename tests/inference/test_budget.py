@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from piclusterd.inference.budget import HEADROOM_MIN, MIB, QUANTS, Need, Room, Shape, need, refusal, smaller_quant
+from piclusterd.inference.budget import (
+    FORKS,
+    HEADROOM_MIN,
+    MIB,
+    QUANTS,
+    Need,
+    Room,
+    Shape,
+    need,
+    refusal,
+    sequences,
+    smaller_quant,
+)
 from piclusterd.inference.gguf import read_shape
 
 from .rig import DEMO
@@ -82,3 +94,7 @@ def test_a_file_that_cannot_be_read_has_no_shape(tmp_path: Path, cut: int) -> No
     path.write_bytes(DEMO.read_bytes()[:24] + b"\xff" * 100)
     assert read_shape(path) == Shape()
     assert read_shape(tmp_path / "missing.gguf") == Shape()
+
+
+def test_as_many_beginnings_are_remembered_as_answers_are_under_way() -> None:
+    assert sequences(4) == 2 * 4 + FORKS

@@ -286,3 +286,12 @@ def test_without_the_rule_the_absent_are_not_waited_for() -> None:
 
 def test_the_configured_retention_is_in_days() -> None:
     assert Retention.of(config.Ledger()) == Retention()
+
+
+def test_a_node_has_what_it_told_of_and_nothing_else() -> None:
+    house = House()
+    assert not house.pruning.said(B, [(MINE, 1)]), "it has told nothing yet"
+    assert house.pruning.said(B, [])
+    house.all_hold_the_same(B)
+    assert house.pruning.said(B, [(MINE, 20)])
+    assert not house.pruning.said(B, [(MINE, 20), (MINE, 21)])

@@ -35,7 +35,7 @@ from piclusterd.ledger import store
 from piclusterd.ledger.entry import digest
 from piclusterd.ledger.reconcile import READS_MAX, SPANS_MAX, WANT_TIMEOUT_S, Reconcile, lacking
 from piclusterd.sim.keys import SimKey, verify
-from piclusterd.wire import Ack, Batch, Dropped, Head, Held, Ping, Span, Want
+from piclusterd.wire import Ack, Batch, Dropped, Head, Held, Nack, Ping, Span, Want
 
 SYNC_S = 1.0
 LOGS = [LogId(NodeId(letter * 16), epoch) for letter in "abc" for epoch in (1, 2)]
@@ -391,3 +391,7 @@ def test_who_asks_in_no_term_is_told_our_heads_though_they_are_the_same() -> Non
 def test_what_comes_in_a_batch_may_replace_what_we_lack() -> None:
     one = Reconcile((), SYNC_S, itertools.count(1))
     assert one.handle(Received(PEER, Batch(())), 0.0, 1) == [Store(1, (), resets=True)]
+
+
+def test_what_is_not_of_the_ledger_is_passed_over() -> None:
+    assert Reconcile((), SYNC_S, itertools.count(1)).handle(Received(PEER, Nack(1)), 0.0, 1) == []

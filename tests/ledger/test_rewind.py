@@ -82,3 +82,12 @@ def test_who_forgot_votes_again_once_every_copy_must_have_been_seen(
 ) -> None:
     heads = {voter: {LOG: seq} for voter, seq in told.items()}
     assert recovered(A, voters, copies, heads, {LOG: 5}) is expected
+
+
+def test_a_fork_of_the_log_we_append_to_asks_for_a_new_one_once() -> None:
+    rewind = Rewind(KEY.node, LOG)
+    assert rewind.on_fork([LogId(OTHER, 1)]) == "", "somebody else's"
+    assert "two branches" in rewind.on_fork([LOG])
+    assert rewind.on_fork([LOG]) == "", "once"
+    assert rewind.suspended
+    assert Rewind(KEY.node, None).on_fork([LOG]) == ""

@@ -24,7 +24,7 @@ from piclusterd.events import (
     Stored,
 )
 from piclusterd.ids import LogId, NodeId, Term
-from piclusterd.wire import ForwardHook, HookStored
+from piclusterd.wire import ForwardHook, HookStored, Nack
 from piclusterd.workflows import intake as module
 from piclusterd.workflows.intake import FORWARD_TIMEOUT_S, Intake
 from piclusterd.workflows.journal import Journal, digest_of
@@ -245,3 +245,15 @@ def test_an_event_that_was_ended_and_forgotten_while_its_sender_waited_was_taken
     assert desk.arrives(1) == []
     desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), (), aged=1 << 60)
     assert desk.machine.handle(Stored(1, (), ()), 0.0) == [Answer(1, HookTaken(None, duplicate=True))]
+
+
+def test_a_second_sender_is_answered_at_any_message_once_the_copies_are_there() -> None:
+    """Which message tells of the last copy is not intake's business."""
+    desk = Desk()
+    desk.stands()
+    assert desk.machine.handle(Received(PEER, Nack(1)), 0.0) == [], "nobody waits"
+    desk.w_copies = False
+    assert desk.arrives(7) == []
+    assert desk.machine.handle(Received(PEER, Nack(1)), 0.0) == []
+    desk.w_copies = True
+    assert desk.machine.handle(Received(PEER, Nack(1)), 0.0) == [Answer(7, HookTaken(run_of("k"), duplicate=True))]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from piclusterd.events import Fact
 from piclusterd.ids import LogId, NodeId, RunId
-from piclusterd.workflows.journal import DETAIL_CHARS_MAX, SEEN_MAX, Journal, digest_of, hook_of, hook_record
+from piclusterd.workflows.journal import DETAIL_CHARS_MAX, SEEN_MAX, Journal, digest_of, hook_of, hook_record, subject
 
 from .desk import LOG, Ledger, hook, run_of
 
@@ -286,3 +286,36 @@ def test_a_webhook_too_old_for_a_digest_is_ended_by_its_number() -> None:
     assert [journal.known(key) is not None for key in ("k", "younger", "kept")] == [False, True, True]
     journal.grow([hook_fact(3)])
     assert journal.known("k") is None
+
+
+def test_a_run_stands_where_its_webhook_is_told() -> None:
+    journal = folded(step("run.result", 2, step="x", value={}))
+    assert journal.standing(run_of("k")) is None, "only a step of it is told yet"
+    assert journal.standing(run_of("other")) is None
+    journal.grow([hook_fact(1)])
+    assert journal.standing(run_of("k")) is journal.runs[run_of("k")]
+
+
+def test_the_newest_step_is_that_whose_result_came_last() -> None:
+    (run,) = folded(step("run.result", 3, step="b", value={}), step("run.result", 2, step="a", value={})).runs.values()
+    assert run.newest == "b"
+    assert Journal().runs.setdefault(run.run, type(run)(run.run)).newest == ""
+
+
+def test_the_end_of_a_run_may_say_how_far_a_service_was_compared() -> None:
+    ends = [step("run.done", 2, "k", outcome="done", marks={"linear": 7}), hook_fact(1)]
+    assert folded(*ends, step("run.done", 3, "l", outcome="done", marks={"linear": 5})).marks == {"linear": 7}
+
+
+@pytest.mark.parametrize(
+    ("fact", "about"),
+    [
+        (hook_fact(1), run_of("k")),
+        (hook_fact(1, workflow=""), ""),
+        (step("run.retry", 2), run_of("k")),
+        (Fact(LOG, 3, 1, "term", {}), ""),
+        (Fact(LOG, 3, 1, "of.a.later.release", {}), None),
+    ],
+)
+def test_a_fact_is_about_a_run_or_about_nothing_or_nobody_knows(fact: Fact, about: str | None) -> None:
+    assert subject(fact) == about

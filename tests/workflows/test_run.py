@@ -35,7 +35,7 @@ from piclusterd.workflows.breaker import FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_
 from piclusterd.workflows.flight import Patience
 from piclusterd.workflows.journal import Journal, digest_of
 from piclusterd.workflows.run import ACT_TIMEOUT_S, ACTIVE_MAX, BACKOFF_FIRST_S, BACKOFF_MAX_S, TIMEOUT_SAYS, Runs
-from piclusterd.workflows.workflow import Approve, Call, Finish, Results, Step, Take, Workflow
+from piclusterd.workflows.workflow import Approve, Call, Finish, Results, Step, Take, Workflow, wanted_by
 
 from .desk import LOG, Ledger, ThreeSteps, hook, run_of
 
@@ -840,3 +840,13 @@ def test_events_that_a_step_found_are_taken_once_together_with_its_result() -> N
         "about k1": "done", "about k2": "done", "about look": "done",
     }  # fmt: skip
     assert office.journal.marks == {"linear": 5}
+
+
+def test_the_first_workflow_that_wants_a_webhook_has_it() -> None:
+    class Never(ThreeSteps):
+        def wants(self, hook: Hook) -> str | None:
+            return None
+
+    workflows: dict[str, Workflow] = {"never": Never(), "three": ThreeSteps(), "again": ThreeSteps()}
+    assert wanted_by(workflows, hook("k")) == ("three", "about k")
+    assert wanted_by(workflows, hook("k", "skip")) == ("", "")
