@@ -28,7 +28,7 @@ from .choosing import Choosing
 from .detokenise import TextStream
 from .embedder import Embeddings
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
-from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, failed
+from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told, failed
 from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
@@ -118,8 +118,22 @@ class Engine:
         self._waiting.append(sequence)
         if choosing is not None and choosing.done:
             self._chosen(sequence, choosing)  # one option each: there is nothing to look at
-        else:
+        elif not self._told(sequence, request.told):
             self._force(sequence)
+
+    def _told(self, sequence: Sequence, told: Told) -> bool:
+        """Put `sequence` where the child was that told so much; True where there is nothing to go on with."""
+        sequence.skip = told.chars
+        if sequence.sampler is None:
+            return False  # what is chosen is written in one go
+        for token in told.tokens:
+            if token >= self._weights.size or not sequence.sampler.take(token):
+                self._leave(sequence)
+                raise UserError("the answer cannot go on here", "What was told of it is not this model's.", param="told")
+            sequence.tokens.append(token)
+            self._out += sequence.delta(sequence.text.push(self._weights.piece(token)))
+        sequence.unreported = 0
+        return self._full(sequence)
 
     def _choosing(self, request: GenerateRequest) -> Choosing | None:
         if not request.choices:
@@ -288,34 +302,46 @@ class Engine:
                 return
             if told is not None:
                 sequence.logprobs.append(self._logprob(told, token, sequence.top_logprobs or 0))
-            if self._append(sequence, token):
+            if self._append(sequence, [token]):
                 self._force(sequence)
 
     def _logprob(self, logs: Logits, token: int, count: int) -> TokenLogprob:
         top = tuple((self._weights.piece(other), float(logs[other])) for other in likeliest(logs, count))
         return TokenLogprob(self._weights.piece(token), float(logs[token]), top)
 
-    def _append(self, sequence: Sequence, token: int) -> bool:
-        """`token` is the next of `sequence`; False where that ended it."""
-        sequence.tokens.append(token)
-        sequence.unreported += 1
-        self.counts.answer_tokens += 1
-        self._out += sequence.delta(sequence.text.push(self._weights.piece(token)))
+    def _append(self, sequence: Sequence, tokens: list[int]) -> bool:
+        """`tokens` are the next of `sequence`; False where they end it.
+
+        They are told together, so that no answer is ever taken up in the midst of what was forced.
+        """
+        text = ""
+        for token in tokens:
+            sequence.tokens.append(token)
+            sequence.unreported += 1
+            self.counts.answer_tokens += 1
+            text += sequence.text.push(self._weights.piece(token))
+            if sequence.text.stopped or sequence.generated >= sequence.limit:
+                break
+        self._out += sequence.delta(text)
+        return not self._full(sequence)
+
+    def _full(self, sequence: Sequence) -> bool:
+        """Whether the answer ends here, by a stop string or its limit; then it is ended."""
         if sequence.text.stopped:
             self._finish(sequence, "stop")
         elif sequence.generated >= sequence.limit:
             self._finish(sequence, "length")
         else:
-            return True
-        return False
+            return False
+        return True
 
     def _force(self, sequence: Sequence) -> None:
         """Append what the grammar leaves no choice about, be it the end."""
         if sequence.sampler is None:
             return
-        for token in sequence.sampler.forced():
-            self.counts.forced_tokens += 1
-            if not self._append(sequence, token):
+        while tokens := sequence.sampler.forced():
+            self.counts.forced_tokens += len(tokens)
+            if not self._append(sequence, tokens):
                 return
         if sequence.sampler.ended:
             self._finish(sequence, "stop")

@@ -42,6 +42,8 @@ TOOLS_MAX = 128
 """Functions offered to a chat, and calls in one turn: OpenAI's limit."""
 TOOL_NAME_MAX = 64
 """Characters of a function's name; OpenAI's limit."""
+TENANT_CHARS_MAX, REQUEST_ID_CHARS_MAX = 64, 64
+"""Of who asks (a digest of a key, or an address), and of the id that clients see as `X-Request-Id`."""
 EMBED_BATCH_MAX = 64
 """Texts in one frame; the pool splits longer lists, so that generation gets its turn in between."""
 
@@ -89,6 +91,19 @@ class Field(Frame, frozen=True):
     ]
 
 
+Priority = Literal["interactive", "workflow", "batch"]
+"""Who goes first: somebody waits; a run waits; nobody waits."""
+Tenant = Annotated[str, Meta(max_length=TENANT_CHARS_MAX)]
+RequestId = Annotated[str, Meta(max_length=REQUEST_ID_CHARS_MAX)]
+
+
+class Told(Frame, frozen=True):
+    """What of an answer its reader has: these tokens, and the first `chars` characters of their text."""
+
+    tokens: tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], ...] = ()
+    chars: Annotated[int, Meta(ge=0)] = 0
+
+
 class GenerateRequest(Frame, frozen=True):
     """One completion: of a chat where `messages` is not empty, else of the raw text `prompt`.
 
@@ -98,7 +113,8 @@ class GenerateRequest(Frame, frozen=True):
     `tools` is the JSON text of OpenAI's list of tools, for the chat template; `tool_choice` is "auto", "none",
     "required" or "name:" and the one function to call. What was called is in `Done.tool_calls`.
     `logit_bias` is pairs of token and what is added to its logit; `top_logprobs` counts the alternatives told of each
-    token where `logprobs` is set.
+    token where `logprobs` is set. `told` is what another child has answered already: the answer goes on after it, as
+    that one would have gone on. `tenant` shares the queue fairly with others; `id` is the client's request.
     """
 
     model: Annotated[str, Meta(max_length=256)] = ""
@@ -122,6 +138,10 @@ class GenerateRequest(Frame, frozen=True):
     tools: Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)] = ""
     tool_choice: Annotated[str, Meta(max_length=5 + TOOL_NAME_MAX)] = "auto"
     parallel_tool_calls: bool = True
+    told: Told = Told()
+    tenant: Tenant = ""
+    priority: Priority = "interactive"
+    id: RequestId = ""
 
     @property
     def text_length(self) -> int:
@@ -132,6 +152,9 @@ class GenerateRequest(Frame, frozen=True):
 class EmbedRequest(Frame, frozen=True):
     model: Annotated[str, Meta(max_length=256)]
     texts: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2048)]
+    tenant: Tenant = ""
+    priority: Priority = "interactive"
+    id: RequestId = ""
 
 
 class ClassifyRequest(Frame, frozen=True):
@@ -197,12 +220,14 @@ class TokenLogprob(Frame, frozen=True):
 
 
 class Delta(Frame, frozen=True, tag="delta"):
-    """`logprobs` is of the tokens since the last Delta, whether their text is out yet or not."""
+    """`tokens` counts those since the last Delta, whether their text is out yet or not; `ids` and `logprobs` are
+    theirs."""
 
     id: int
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Done(Frame, frozen=True, tag="done"):

@@ -25,6 +25,7 @@ from .schema import refused
 
 PENALTY_WINDOW = 256
 """Tokens that repeat, frequency and presence penalties look back on."""
+MASK64 = 2**64 - 1
 GRAMMARS_KEPT = 8
 """Parsed grammars kept: a workflow sends the same schema with every request."""
 
@@ -35,6 +36,8 @@ class Sampler:
     def __init__(self, weights: Weights, request: GenerateRequest, seed: int) -> None:
         grammar = compile_schema(request.json_schema) if request.json_schema else b""
         self._weights = weights
+        self._seed = None if request.temperature == 0 else seed
+        self._count = 0
         self._grammar: Any = None
         self._free: Any = None
         self._chain = _new_chain()
@@ -71,6 +74,14 @@ class Sampler:
         self._follow(token)
         return token
 
+    def take(self, token: int) -> bool:
+        """Count `token` as sampled, as it was by the child before this one; False where the grammar forbids it."""
+        if self._grammar is not None and not self._allows(token):
+            return False
+        self._accept(token)
+        self._follow(token)
+        return True
+
     def forced(self) -> list[int]:
         """The tokens that must come next, taken as if they had been sampled; empty where there is a choice.
 
@@ -92,11 +103,21 @@ class Sampler:
 
     def _sampled(self, context: Any, row: int) -> int:
         if self._free is not None:
+            self._place_die(self._free)
             token = int(lib.llama_sampler_sample(self._free, context, row))
             if self._allows(token):
                 lib.llama_sampler_accept(self._chain, token)
                 return token
+        self._place_die(self._chain)
         return int(lib.llama_sampler_sample(self._chain, context, row))  # accepts it too
+
+    def _place_die(self, chain: Any) -> None:
+        """What is drawn depends on the seed and the place in the answer only: not on who wrote what stands before it,
+        nor on how often a grammar had to say no."""
+        if self._seed is not None:
+            last = lib.llama_sampler_chain_n(chain) - 1
+            lib.llama_sampler_free(lib.llama_sampler_chain_remove(chain, last))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(die(self._seed, self._count)))
 
     def _accept(self, token: int) -> None:
         lib.llama_sampler_accept(self._chain, token)
@@ -104,6 +125,7 @@ class Sampler:
             lib.llama_sampler_accept(self._free, token)
 
     def _follow(self, token: int) -> None:
+        self._count += 1
         if self._follower is not None and not self._weights.ends(token):
             self._follower.feed(self._decoder.decode(self._weights.piece(token)))
             if self._follower.lost:
@@ -114,6 +136,14 @@ class Sampler:
         candidates = lib.llama_token_data_array(data=ctypes.pointer(data), size=1, selected=-1, sorted=False)
         lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
         return bool(data.logit > float("-inf"))
+
+
+def die(seed: int, place: int) -> int:
+    """The seed of what is drawn at `place`: both mixed (splitmix64), and never the one that means "by chance"."""
+    mixed = (seed << 32 | place) + 0x9E3779B97F4A7C15 & MASK64
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & MASK64
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & MASK64
+    return (mixed ^ mixed >> 31) % lib.LLAMA_DEFAULT_SEED
 
 
 @lru_cache(GRAMMARS_KEPT)

@@ -46,6 +46,8 @@ class Sequence:
     overtaken: int = 0
     unreported: int = 0
     """Tokens since the last Delta."""
+    skip: int = 0
+    """Characters still to come that the reader has from the child before this one."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of those."""
     started: float = 0.0
@@ -80,9 +82,11 @@ class Sequence:
     def delta(self, text: str, last: bool = False) -> list[Delta]:
         """`text` as what is to be told, with the tokens since the last time; nothing for no text, unless it is the
         `last` chance to tell of them."""
+        text, self.skip = text[self.skip :], max(0, self.skip - len(text))
         if not text and not (last and self.logprobs):
             return []
-        told = Delta(self.id, text, self.unreported, tuple(self.logprobs))
+        ids = tuple(self.tokens[len(self.tokens) - self.unreported :])
+        told = Delta(self.id, text, self.unreported, tuple(self.logprobs), ids)
         self.unreported, self.logprobs = 0, []
         return [told]
 
