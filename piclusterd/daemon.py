@@ -65,7 +65,8 @@ from .upkeep import (
     synced,
     trust_clock,
 )
-from .web.app import Served, make_app, serve
+from .web.app import make_app
+from .web.listener import Served, serve
 from .web.stream import EventBus
 from .wire import Facts, Voters
 
@@ -354,6 +355,7 @@ class Daemon:
     async def stop(self) -> None:
         """Answer what was asked, then close everything, newest first. What takes too long is left to the end."""
         if self._served is not None:
+            await self.desk.serving.drain()
             await self._served.close()  # first: the node answers until its doors are shut
         for task in self._tasks:
             task.cancel()

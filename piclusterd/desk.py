@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -173,9 +174,8 @@ class Desk:
         taken: HookTaken = await self._mailbox.ask(partial(HookArrived, hook=hook), HOOK_ANSWER_S)
         return taken
 
-    async def _who(self, model: str, task: str, tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
-        ask = partial(WhoServes, model=model, task=task, prompt_tokens=tokens, exclude=exclude, prefer=prefer)
-        choice: Choice = await self._mailbox.ask(ask, ANSWER_S)
+    async def _who(self, asked: WhoServes) -> Choice:
+        choice: Choice = await self._mailbox.ask(lambda ticket: replace(asked, ticket=ticket), ANSWER_S)
         return choice
 
     async def _list_models(self) -> list[dict[str, Any]]:

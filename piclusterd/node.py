@@ -359,9 +359,9 @@ class Node:
 
     def _asked(self, event: Event, now: float) -> list[Effect]:
         match event:
-            case WhoServes(ticket, model, task, prompt_tokens, exclude, prefer):
+            case WhoServes(ticket):
                 self.placement.members_changed(self.membership.alive(), self.membership.links)
-                return [Answer(ticket, self.placement.choose(model, task, prompt_tokens, exclude, now, prefer))]
+                return [Answer(ticket, self.placement.choose(event, now))]
             case Snapshot(ticket):
                 return [Answer(ticket, self.view(now))]
             case _:

@@ -129,7 +129,9 @@ class Engine:
         for token in told.tokens:
             if token >= self._weights.size or not sequence.sampler.take(token):
                 self._leave(sequence)
-                raise UserError("the answer cannot go on here", "What was told of it is not this model's.", param="told")
+                raise UserError(
+                    "the answer cannot go on here", "What was told of it is not this model's.", param="told"
+                )
             sequence.tokens.append(token)
             self._out += sequence.delta(sequence.text.push(self._weights.piece(token)))
         sequence.unreported = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ..errors import NotFound, PiclusterError, Unavailable
-from ..events import Choice
+from ..events import Choice, WhoServes
 from ..ids import NodeId
 from ..wire import TASKS, Member, ModelFacts
 from .routing import predict
@@ -40,10 +40,8 @@ class Placement:
             if before.get(member.node) != member.facts.version:
                 self._sent.pop(member.node, None)
 
-    def choose(
-        self, model: str, task: str, prompt_tokens: int, exclude: Sequence[NodeId], now: float, prefer: str = ""
-    ) -> Choice | PiclusterError:
-        """The alive node that would answer first. `exclude` have failed this request already.
+    def choose(self, asked: WhoServes, now: float) -> Choice | PiclusterError:
+        """The alive node that would answer first. Those in `exclude` have failed this request already.
 
         Where `prefer` names a role, nodes of that role come before all others, however busy: work that nobody waits for
         goes to the droplet and leaves the Pis to those who do.
@@ -51,6 +49,7 @@ class Placement:
         Returns `NotFound`, naming the models there are, where no node of the cluster serves `model`; `Unavailable`
         where those that do are not alive, not linked or excluded.
         """
+        model, task, exclude = asked.model, asked.task, asked.exclude
         name = self._named(model)
         serving = [(member, facts) for member in self._members for facts in _serves(member, name, task)]
         if not serving:
@@ -60,8 +59,8 @@ class Placement:
             return self._unavailable(name, [member for member, _ in serving], exclude)
         ranked = sorted(
             (
-                prefer not in ("", m.facts.role),
-                self._predicted(m, facts, prompt_tokens, now),
+                asked.prefer not in ("", m.facts.role),
+                self._predicted(m, facts, asked.prompt_tokens, now),
                 m.node != self._me,
                 m.node,
             )

@@ -282,6 +282,10 @@ class Pool:
         """End every child. Running requests get `Unavailable`."""
         await asyncio.gather(*(served.close() for served in self._served.values()))
 
+    async def give_up(self, model: str) -> None:
+        """End the child of `model` for good; its requests get `Unavailable`."""
+        await self._of(model).close()
+
     @property
     def names(self) -> tuple[str, ...]:
         """The models, ready or not, in the order of the configuration."""

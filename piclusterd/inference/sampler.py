@@ -143,7 +143,7 @@ def die(seed: int, place: int) -> int:
     mixed = (seed << 32 | place) + 0x9E3779B97F4A7C15 & MASK64
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & MASK64
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & MASK64
-    return (mixed ^ mixed >> 31) % lib.LLAMA_DEFAULT_SEED
+    return int((mixed ^ mixed >> 31) % lib.LLAMA_DEFAULT_SEED)
 
 
 @lru_cache(GRAMMARS_KEPT)

@@ -2,16 +2,18 @@
 
     generate ──who?──▶ Choice ──me──▶ pool ─┐
         ▲                └──peer──▶ relay ──┴──▶ first frame ──▶ Started, Delta*, Done
-        └──── failed before the first frame: exclude that node, at most 2 more ────┘
+        └──── failed, whenever: another node goes on after what is told (`attempts`) ────┘
 
     peer ──TASK──▶ answer_peer ──▶ pool only (one hop: a relayed request is never relayed again)
 
-Nothing is retried once a part of the answer is out: the caller has seen it. Faults of the request itself (400) are not
-retried either: another node would say the same.
+An answer that breaks off goes on elsewhere: the tokens told go along (`Told`), and the next node continues after them
+as the first would have. Faults of the request itself (400) are not retried: another node would say the same.
+A node that stops gives its answers away first (`drain`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,9 +22,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import Broken, PiclusterError, Unavailable, UserError
-from ..events import Choice
+from ..events import Choice, WhoServes
 from ..ids import NodeId
 from ..wire import Dropped
+from .attempts import PATIENCE_S, Attempts, Who, elsewhere
 from .openai_body import ChatBody, chat_request, parse
 from .placement import ANY_MODEL
 from .pool import Pool
@@ -36,22 +39,15 @@ from .protocol import (
     EmbedRequest,
     Failed,
     GenerateRequest,
+    Told,
     decode,
     encode,
     failed,
     raised,
 )
 
-ATTEMPTS_MAX = 3
-"""Nodes tried for one request: past two failures the cluster has a fault that a fourth node will not hide."""
 CHARS_PER_TOKEN = 4
 """English in common vocabularies; for predictions only, the engine counts exactly."""
-RETRYABLE = (Unavailable, Broken, OSError, TimeoutError)
-"""Faults of a node or of the way to it."""
-
-Who = Callable[[str, str, int, tuple[NodeId, ...], str], Awaitable[Choice]]
-"""(model, task, prompt tokens, exclude, preferred role) → where. Raises the `PiclusterError` where nobody can."""
-
 Relay = Callable[[NodeId, str, bytes], AsyncGenerator[bytes, None]]
 """(peer, task, body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way breaks.
 Closing the generator cancels the request over there."""
@@ -60,6 +56,29 @@ Closing the generator cancels the request over there."""
 REQUESTS = {"generate": GenerateRequest, "embed": EmbedRequest, "classify": ClassifyRequest}
 
 Whole = TypeVar("Whole", Embedded, Classified)
+
+
+class Progress:
+    """What of an answer its reader has."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._chars = 0
+
+    def add(self, frame: Delta | Done) -> None:
+        if isinstance(frame, Delta):
+            self._tokens += frame.ids
+            self._chars += len(frame.text)
+
+    def rest(self, request: GenerateRequest) -> GenerateRequest:
+        """What is to be asked of the node that goes on."""
+        if not self._chars and not self._tokens:
+            return request
+        return msgspec.structs.replace(request, told=Told(tuple(self._tokens), self._chars))
+
+
+def tokens_of(chars: int) -> int:
+    return chars // CHARS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +91,21 @@ class Started:
 class Serving:
     """`default_model` is for requests that name no model; empty: the pool's first, else the cluster's only one."""
 
-    def __init__(self, me: NodeId, pool: Pool, who: Who, relay: Relay, default_model: str = "") -> None:
+    def __init__(
+        self,
+        me: NodeId,
+        pool: Pool,
+        who: Who,
+        relay: Relay,
+        default_model: str = "",
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._me = me
         self._pool = pool
         self._who = who
         self._relay = relay
         self._default = default_model
+        self._patience_s = patience_s
 
     async def generate(
         self, request: GenerateRequest, prefer: str = ""
@@ -88,21 +116,24 @@ class Serving:
         Raises `UserError` (the request), `NotFound` (the model), `Overloaded` or `Unavailable` (no node can now, or the
         one that answered is gone).
         """
-        tokens = request.text_length // CHARS_PER_TOKEN
-        attempts = _Attempts(self._who, self._named(request.model), "generate", tokens, prefer)
+        asked = WhoServes(0, self._named(request.model), prompt_tokens=tokens_of(request.text_length), prefer=prefer)
+        attempts, told, started = Attempts(self._who, asked, self._patience_s), Progress(), False
         while True:
             choice = await attempts.next()
-            async with aclosing(self._answers(choice, request)) as answers:
-                try:
-                    first = await anext(answers)
-                except RETRYABLE as fault:
-                    attempts.failed(choice, fault)
-                    continue
-                yield Started(choice)
-                yield first
-                async for frame in answers:
-                    yield frame
+            try:
+                async with aclosing(self._answers(choice, told.rest(request))) as answers:
+                    async for frame in answers:
+                        if not started:
+                            started = True
+                            yield Started(choice)
+                        attempts.progressed()
+                        told.add(frame)
+                        yield frame
                 return
+            except (PiclusterError, OSError, TimeoutError) as fault:
+                if not elsewhere(fault):
+                    raise
+                attempts.failed(choice, fault)
 
     async def embed(self, request: EmbedRequest) -> tuple[Choice, Embedded]:
         """One vector a text, and who made them. Raises as `generate` does."""
@@ -123,15 +154,18 @@ class Serving:
         kind: type[Whole],
         here: Callable[[str, tuple[str, ...]], Awaitable[Whole]],
     ) -> tuple[Choice, list[Whole]]:
-        tokens = sum(map(len, request.texts)) // CHARS_PER_TOKEN
-        attempts = _Attempts(self._who, self._named(request.model), task, tokens)
+        tokens = tokens_of(sum(map(len, request.texts)))
+        asked = WhoServes(0, self._named(request.model), task, tokens)
+        attempts = Attempts(self._who, asked, self._patience_s)
         while True:
             choice = await attempts.next()
             try:
                 if choice.node == self._me:
                     return choice, [await here(choice.model, request.texts)]
                 return choice, await self._parts(choice, task, request, kind)
-            except RETRYABLE as fault:
+            except (PiclusterError, OSError, TimeoutError) as fault:
+                if not elsewhere(fault):
+                    raise
                 attempts.failed(choice, fault)
 
     async def complete(self, body: Mapping[str, Any], prefer: str = "") -> dict[str, Any]:
@@ -149,6 +183,14 @@ class Serving:
                         pass
         assert choice is not None, "an answer starts with Started"
         return {"text": text, "model": choice.model, "node": choice.node}
+
+    async def drain(self) -> None:
+        """Give up the models that others serve too: what they are answering goes on there, for our own clients and for
+        peers alike. Those that nobody else has answer to the end."""
+        for model in self._pool.names:
+            with contextlib.suppress(PiclusterError):
+                await self._who(WhoServes(0, model, exclude=(self._me,)))
+                await self._pool.give_up(model)
 
     async def answer_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """The messages that answer `peer`'s relayed request; a `PiclusterError` is the last of them, never raised."""
@@ -223,31 +265,3 @@ class Serving:
                 if isinstance(frame, Failed):
                     raise raised(frame)
                 yield frame
-
-
-class _Attempts:
-    """The nodes tried for one request so far."""
-
-    def __init__(self, who: Who, model: str, task: str, tokens: int, prefer: str = "") -> None:
-        self._who = who
-        self._asked = (model, task, tokens)
-        self._prefer = prefer
-        self._excluded: tuple[NodeId, ...] = ()
-        self._fault: PiclusterError | None = None
-
-    async def next(self) -> Choice:
-        """The next node to try. Raises the newest node's fault where no other is left: it says more than "nobody"."""
-        if self._fault is not None and len(self._excluded) >= ATTEMPTS_MAX:
-            raise self._fault
-        try:
-            return await self._who(*self._asked, self._excluded, self._prefer)
-        except PiclusterError:
-            if self._fault is not None:
-                raise self._fault from None
-            raise
-
-    def failed(self, choice: Choice, fault: BaseException) -> None:
-        self._excluded = (*self._excluded, choice.node)
-        if not isinstance(fault, PiclusterError):
-            fault = Unavailable(f"{choice.name} cannot be reached", f"{fault}.")
-        self._fault = fault

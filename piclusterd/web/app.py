@@ -13,7 +13,6 @@ and told without its traceback.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import ipaddress
 import json
@@ -21,13 +20,9 @@ import logging
 import math
 import re
 import secrets
-import socket
-import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,6 +38,7 @@ from ..wire import HOOK_BYTES_MAX, Hook
 from . import admin, health, hooks, metrics, status, stream
 from . import ollama_schema as ollama
 from .admin import AdminDoors
+from .listener import ANSWERING, Answering, route_of
 from .metrics import Meters
 from .stream import EventBus
 
@@ -50,15 +46,6 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = HOOK_BYTES_MAX + 64 * 1024
 """The largest webhook and some slack, so that its own door can say exactly what was too large."""
-SHUTDOWN_S = 10.0
-"""How long open requests may go on once the daemon stops; streams of events are ended first. Meanwhile new clients wait
-in the queue of systemd's socket, so it is no longer than a person's patience."""
-SOCKET_MODE = 0o660
-"""Owner and group: whoever is in the group may administer the node."""
-LINGER_S = 0.1
-"""From the last connection taken to the first one closed: its request is on the way, and is to be answered."""
-BACKLOG = 128
-
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 HEADERS = {
@@ -120,10 +107,12 @@ def _wall_ms(doors: Doors) -> int | None:
 
 def make_app(doors: Doors) -> web.Application:
     """The application; it starts nothing until it is served."""
-    guards = [_identify(doors.meters), _explain, _guard_host(doors.name, doors.allowed_hosts)]
+    answering = Answering()
+    guards = [_identify(doors.meters), answering.count, _explain, _guard_host(doors.name, doors.allowed_hosts)]
     if doors.api_keys:
         guards.append(_guard_keys(doors.api_keys))
     app = web.Application(middlewares=guards, client_max_size=BODY_BYTES_MAX)
+    app[ANSWERING] = answering
     page = status.Page(doors.view, doors.edge, doors.bus, doors.release, doors.wall, lambda: _uptime(doors))
     app.add_routes(page.routes())
     app.add_routes(health.routes(doors.view, doors.edge, doors.ledger_fault, doors.release, doors.wall))
@@ -157,7 +146,7 @@ def _identify(meters: Meters) -> Middleware:
         """Name the request and count it."""
         told = request.headers.get("X-Request-Id", "")
         request_id.set(told if REQUEST_ID.fullmatch(told) else secrets.token_hex(8))
-        began, code, route = time.monotonic(), "gone", _route(request)
+        began, code, route = time.monotonic(), "gone", route_of(request)
         try:
             response = await handler(request)
             code = str(response.status)
@@ -167,12 +156,6 @@ def _identify(meters: Meters) -> Middleware:
             meters.request_seconds.labels(route).observe(time.monotonic() - began)
 
     return identify
-
-
-def _route(request: web.Request) -> str:
-    """The route's template: a bounded label, and what the path means whatever its spelling."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "unmatched"
 
 
 @web.middleware
@@ -290,7 +273,7 @@ def _guard_keys(keys: frozenset[str]) -> Middleware:
     @web.middleware
     async def guard_keys(request: web.Request, handler: Handler) -> web.StreamResponse:
         """/v1 and /api ask for a key; the unix socket has shown who it is by its file mode."""
-        if not _route(request).startswith(("/v1/", "/api/")) or admin.is_local(request):
+        if not route_of(request).startswith(("/v1/", "/api/")) or admin.is_local(request):
             return await handler(request)
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         offered = given.strip().encode("utf-8", "surrogateescape")  # headers are bytes: any may come
@@ -302,92 +285,3 @@ def _guard_keys(keys: frozenset[str]) -> Middleware:
         return await handler(request)
 
     return guard_keys
-
-
-# serving ---------------------------------------------------------------------------------------------------------
-class Served:
-    """A running listener. `port` is the TCP port it got."""
-
-    def __init__(self, runner: web.AppRunner, port: int, socket_path: Path | None) -> None:
-        """`socket_path`: the unix socket that is ours to remove."""
-        self._runner, self.port, self._socket_path = runner, port, socket_path
-
-    async def close(self) -> None:
-        """Take no new connections, answer those that were taken, end the streams, give open requests `SHUTDOWN_S`."""
-        for site in tuple(self._runner.sites):
-            await site.stop()
-        await asyncio.sleep(LINGER_S)
-        await self._runner.cleanup()
-        if self._socket_path is not None:
-            self._socket_path.unlink(missing_ok=True)
-
-
-async def serve(
-    app: web.Application,
-    host: str,
-    port: int,
-    socket_path: Path | None = None,
-    passed: Mapping[socket.AddressFamily, socket.socket] = MappingProxyType({}),
-) -> Served:
-    """Listen on TCP and, where given, on a unix socket. Raises `UserError` where either cannot be had.
-
-    `passed` are listening sockets that systemd holds for us (`board.listen_fds`): they are used instead of our own.
-    A client that goes away cancels its handler, so that a model stops working for nobody. Bodies arrive as they were
-    sent: signatures are over raw bytes, and nothing is inflated (no gzip bombs).
-    """
-    runner = web.AppRunner(
-        app, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=SHUTDOWN_S
-    )
-    await runner.setup()
-    local = passed.get(socket.AF_UNIX)
-    try:
-        if tcp := passed.get(socket.AF_INET) or passed.get(socket.AF_INET6):
-            _check_passed(tcp, host, port)
-            await web.SockSite(runner, tcp, backlog=BACKLOG).start()
-        else:
-            await _listening(f"{host}:{port}", web.TCPSite(runner, host, port, backlog=BACKLOG).start())
-        if local is not None:
-            await web.SockSite(runner, local, backlog=BACKLOG).start()
-        elif socket_path is not None:
-            await _listening(str(socket_path), _serve_unix(runner, socket_path))
-    except UserError:
-        await runner.cleanup()
-        raise
-    return Served(runner, runner.addresses[0][1], None if local is not None else socket_path)
-
-
-async def _listening(where: str, starting: Awaitable[None]) -> None:
-    try:
-        await starting
-    except OSError as fault:
-        raise UserError(f"cannot listen on {where}", str(fault), "Change [api] host, port or socket.") from fault
-
-
-def _check_passed(sock: socket.socket, host: str, port: int) -> None:
-    """Who closed the API to the LAN in the configuration must not find it open by a unit file."""
-    there = sock.getsockname()[:2]
-    if there != (host, port):
-        raise UserError(
-            f"systemd listens on {there[0]}:{there[1]}, and [api] says {host}:{port}",
-            "piclusterd.socket opens the listener, so that a restart refuses nobody.",
-            "`systemctl edit piclusterd.socket` with the same address (ListenStream=), or disable that unit.",
-        )
-
-
-async def _serve_unix(runner: web.AppRunner, path: Path) -> None:
-    await web.SockSite(runner, _bind_unix(path), backlog=BACKLOG).start()
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """Bound with its mode set before it listens: at no moment can a stranger connect."""
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        path.unlink()  # left over from a process that was killed; the state directory's lock keeps out a living one
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.bind(str(path))
-        path.chmod(SOCKET_MODE)
-    except OSError:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock

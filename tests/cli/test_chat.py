@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from piclusterd.web.app import Served, make_app, serve
+from piclusterd.web.app import make_app
+from piclusterd.web.listener import Served, serve
 from tests.web.house import Node
 
 from .command import picluster

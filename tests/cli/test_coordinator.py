@@ -10,7 +10,8 @@ import pytest
 from piclusterd.events import LeaderChanged
 from piclusterd.ids import NodeId
 from piclusterd.web.admin import MoveWish
-from piclusterd.web.app import make_app, serve
+from piclusterd.web.app import make_app
+from piclusterd.web.listener import serve
 from tests.web.house import Node, node
 
 from .command import picluster

@@ -6,7 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from piclusterd.web.app import make_app, serve
+from piclusterd.web.app import make_app
+from piclusterd.web.listener import serve
 from tests.board.test_sensors import board
 from tests.web.house import Node, member, view
 

@@ -13,7 +13,8 @@ from piclusterd.errors import UserError
 from piclusterd.ids import RunId
 from piclusterd.views import RunView
 from piclusterd.web.admin import JobWish
-from piclusterd.web.app import make_app, serve
+from piclusterd.web.app import make_app
+from piclusterd.web.listener import serve
 from tests.web.house import HOSTILE, WALL, Node, view
 
 from .command import Result, picluster

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from piclusterd.web.app import Served, make_app, serve
+from piclusterd.web.app import make_app
+from piclusterd.web.listener import Served, serve
 from tests.web.house import Node, member, view
 
 from .command import environment, picluster

@@ -26,7 +26,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 SEEDED = {"temperature": 0.9, "seed": 7}
-REQUESTS = {
+REQUESTS: dict[str, dict[str, object]] = {
     "greedy": {},
     "seeded": SEEDED,
     "schema": {"json_schema": json.dumps(SCHEMA), "max_tokens": 80},

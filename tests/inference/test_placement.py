@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from piclusterd.errors import NotFound, Unavailable
-from piclusterd.events import Choice
+from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
 from piclusterd.inference.placement import UNSEEN_S, Placement
 from piclusterd.inference.routing import predict
@@ -24,7 +25,7 @@ def member(
 
 
 def chosen(placement: Placement, model: str = "qwen", exclude: tuple[NodeId, ...] = (), now: float = 0.0) -> Choice:
-    choice = placement.choose(model, "generate", 100, exclude, now)
+    choice = placement.choose(WhoServes(0, model, "generate", 100, exclude), now)
     assert isinstance(choice, Choice), choice
     return choice
 
@@ -48,7 +49,8 @@ def test_a_faster_node_is_preferred_and_the_reason_says_why() -> None:
 def test_work_that_nobody_waits_for_goes_to_the_droplet_however_busy_and_elsewhere_without_it() -> None:
     droplet = Member(PI_2, 0, "alive", Facts(name="droplet", role="relay", models=(serving(queued=9),)))
     placement = placed(member(PI_1, serving()), droplet)
-    choices = [placement.choose("qwen", "generate", 100, exclude, 0.0, "relay") for exclude in ((), (PI_2,))]
+    asked = WhoServes(0, "qwen", prefer="relay")
+    choices = [placement.choose(replace(asked, exclude=exclude), 0.0) for exclude in ((), (PI_2,))]
     assert [choice.node for choice in choices if isinstance(choice, Choice)] == [PI_2, PI_1]
     assert chosen(placement).node == PI_1
 
@@ -66,13 +68,13 @@ def test_a_throttled_board_is_avoided_while_another_is_as_fast() -> None:
 def test_an_excluded_or_dead_node_is_not_chosen() -> None:
     placement = placed(member(PI_1, serving()), member(PI_2, serving()), member(PI_3, serving(), state="failed"))
     assert chosen(placement, exclude=(PI_1,)).node == PI_2
-    fault = placement.choose("qwen", "generate", 0, (PI_1, PI_2), 0.0)
+    fault = placement.choose(WhoServes(0, "qwen", "generate", 0, (PI_1, PI_2)), 0.0)
     assert type(fault) is Unavailable
     assert "pi-1: failed this request, pi-2: failed this request, pi-3: failed." in str(fault)
 
 
 def test_an_unknown_model_names_those_there_are() -> None:
-    fault = placed(member(PI_1, serving()), member(PI_2, ModelFacts("llama"))).choose("gpt-5", "generate", 0, (), 0.0)
+    fault = placed(member(PI_1, serving()), member(PI_2, ModelFacts("llama"))).choose(WhoServes(0, "gpt-5"), 0.0)
     assert isinstance(fault, NotFound)
     assert "llama, qwen" in str(fault)
     assert fault.param == "model"
@@ -81,15 +83,15 @@ def test_an_unknown_model_names_those_there_are() -> None:
 def test_no_name_means_the_only_model_and_is_refused_among_several() -> None:
     one = placed(member(PI_2, serving()))
     assert chosen(one, "").model == chosen(one, "default").model == "qwen"
-    assert isinstance(placed(member(PI_2, serving(), ModelFacts("llama"))).choose("", "generate", 0, (), 0.0), NotFound)
-    assert isinstance(Placement(PI_1).choose("", "generate", 0, (), 0.0), NotFound)
+    assert isinstance(placed(member(PI_2, serving(), ModelFacts("llama"))).choose(WhoServes(0, ""), 0.0), NotFound)
+    assert isinstance(Placement(PI_1).choose(WhoServes(0, ""), 0.0), NotFound)
 
 
 def test_who_is_alive_and_not_linked_gets_no_request() -> None:
     fast, slow = member(PI_2, serving(decode_tps=99.0)), member(PI_3, serving(decode_tps=1.0))
     assert chosen(placed(fast, slow)).node == PI_2
     assert chosen(placed(fast, slow, links=(PI_3,))).node == PI_3
-    nobody = placed(fast, slow, links=()).choose("qwen", "generate", 10, (PI_3,), 0.0)
+    nobody = placed(fast, slow, links=()).choose(WhoServes(0, "qwen", "generate", 10, (PI_3,)), 0.0)
     assert isinstance(nobody, Unavailable)
     assert "pi-2: no link from here, pi-3: failed this request" in str(nobody)
     assert chosen(placed(member(PI_1, serving()), links=())).node == PI_1, "this node needs no link to itself"
@@ -97,7 +99,7 @@ def test_who_is_alive_and_not_linked_gets_no_request() -> None:
 
 def test_embeddings_go_only_to_models_that_give_them() -> None:
     placement = placed(member(PI_1, serving()), member(PI_2, serving(embeddings=True, decode_tps=1.0)))
-    choice = placement.choose("qwen", "embed", 10, (), 0.0)
+    choice = placement.choose(WhoServes(0, "qwen", "embed", 10, ()), 0.0)
     assert isinstance(choice, Choice)
     assert choice.node == PI_2
 
@@ -134,9 +136,9 @@ def test_a_longer_prompt_a_slower_board_and_a_hop_all_take_longer() -> None:
 
 def test_a_model_is_asked_only_for_what_it_says_it_can_do() -> None:
     placement = placed(member(PI_1, serving(tasks=("classify",))))
-    assert isinstance(placement.choose("qwen", "classify", 10, (), 0.0), Choice)
-    refused = placement.choose("qwen", "generate", 10, (), 0.0)
+    assert isinstance(placement.choose(WhoServes(0, "qwen", "classify", 10, ()), 0.0), Choice)
+    refused = placement.choose(WhoServes(0, "qwen", "generate", 10, ()), 0.0)
     assert isinstance(refused, NotFound)
     assert "It can classify." in str(refused)
-    newer = placed(member(PI_1, serving(tasks=("sing",)))).choose("qwen", "embed", 10, (), 0.0)
+    newer = placed(member(PI_1, serving(tasks=("sing",)))).choose(WhoServes(0, "qwen", "embed", 10, ()), 0.0)
     assert "nothing that this release knows" in str(newer)

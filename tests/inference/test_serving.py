@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -11,7 +13,7 @@ import msgspec
 import pytest
 
 from piclusterd.errors import NotFound, PiclusterError, Unavailable, UserError
-from piclusterd.events import Choice
+from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
@@ -41,19 +43,24 @@ class Town:
 
     def __init__(self) -> None:
         self._claims: dict[NodeId, tuple[ModelFacts, ...]] = {}
+        self._pools: dict[NodeId, Pool] = {}
         self._servings: dict[NodeId, Serving] = {}
         self.relayed: list[tuple[NodeId, str]] = []
 
-    def move_in(self, me: NodeId, pool: Pool, claims: Sequence[ModelFacts] | None = None) -> Serving:
-        self._claims[me] = tuple(pool.facts() if claims is None else claims)
+    def move_in(
+        self, me: NodeId, pool: Pool, claims: Sequence[ModelFacts] | None = None, patience_s: float = 0.0
+    ) -> Serving:
+        if claims is not None:
+            self._claims[me] = tuple(claims)
+        self._pools[me] = pool
 
-        async def who(model: str, task: str, prompt_tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
+        async def who(asked: WhoServes) -> Choice:
             placement = Placement(me)
             placement.members_changed(
-                [Member(node, 0, "alive", Facts(name=f"pi-{node[0]}", models=m)) for node, m in self._claims.items()],
-                self._claims,
+                [Member(node, 0, "alive", Facts(name=f"pi-{node[0]}", models=m)) for node, m in self._told().items()],
+                self._told(),
             )
-            choice = placement.choose(model, task, prompt_tokens, exclude, 0.0, prefer)
+            choice = placement.choose(asked, 0.0)
             if isinstance(choice, PiclusterError):
                 raise choice
             return choice
@@ -66,8 +73,12 @@ class Town:
                 async for message in messages:
                     yield message
 
-        self._servings[me] = Serving(me, pool, who, relay)
+        self._servings[me] = Serving(me, pool, who, relay, patience_s=patience_s)
         return self._servings[me]
+
+    def _told(self) -> dict[NodeId, tuple[ModelFacts, ...]]:
+        """What gossip says: what a pool says of itself, where it does not claim something else."""
+        return {node: pool.facts() for node, pool in self._pools.items()} | self._claims
 
     def claim(self, node: NodeId, *models: ModelFacts) -> None:
         """A node that is not there, in gossip."""
@@ -160,15 +171,14 @@ async def test_a_fault_of_the_request_is_not_tried_elsewhere() -> None:
     assert town.relayed == [(PI_2, "generate")]
 
 
-async def test_a_relayed_request_is_never_relayed_again() -> None:
+async def test_a_relayed_request_is_not_relayed_again_but_taken_elsewhere_by_who_was_asked() -> None:
     town = Town()
     async with pool_of([spec()]) as full, pool_of([]) as empty:
         town.move_in(PI_3, full)
         town.move_in(PI_2, empty, claims=[FAST])  # it says it has the model, and has not
         here = town.move_in(PI_1, empty)
-        with pytest.raises(NotFound):
-            await collected(here.generate(ASKED))
-    assert town.relayed == [(PI_2, "generate")]
+        assert (await collected(here.generate(ASKED)))[0]
+    assert town.relayed == [(PI_2, "generate"), (PI_3, "generate")]
 
 
 async def test_closing_a_relayed_answer_frees_the_slot_over_there() -> None:
@@ -183,21 +193,90 @@ async def test_closing_a_relayed_answer_frees_the_slot_over_there() -> None:
         assert (await collected(here.generate(ASKED)))[0]
 
 
-async def test_a_node_that_dies_in_mid_answer_ends_it_with_an_error() -> None:
+LONG = GenerateRequest(NAME, prompt="x", json_schema='{"type": "string", "minLength": 300}', temperature=0.0)
+"""An answer that takes its time, and says the same wherever it is given."""
+
+
+async def begun(answer: AsyncGenerator[Started | Delta | Done, None], deltas: int = 5) -> str:
+    """The text of the first `deltas` of `answer`."""
+    text = ""
+    while deltas:
+        item = await anext(answer)
+        if isinstance(item, Delta):
+            text += item.text
+            deltas -= 1
+    return text
+
+
+async def test_an_answer_whose_node_is_gone_ends_with_an_error_where_nobody_else_can_go_on() -> None:
     town = Town()
-    changes = Changes()
-    async with pool_of([spec()], changes=changes) as full, pool_of([]) as empty:
+    async with pool_of([spec()]) as full, pool_of([]) as empty:
         town.move_in(PI_2, full)
         here = town.move_in(PI_1, empty)
-        endless = GenerateRequest(NAME, prompt="x", json_schema='{"type": "string", "minLength": 900}')
-        async with aclosing(here.generate(endless)) as answer:
-            started = [type(await anext(answer)), type(await anext(answer))]
+        async with aclosing(here.generate(LONG)) as answer:
+            await begun(answer, 1)
             closing = asyncio.create_task(full.close())
             with pytest.raises(Unavailable):
                 await rest(answer)
             await closing
-    assert started == [Started, Delta]
     assert town.relayed == [(PI_2, "generate")]
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1.0, "seed": 5}])
+async def test_an_answer_goes_on_on_another_node_as_if_it_had_not_broken_off(changes: dict[str, float]) -> None:
+    town, asked = Town(), msgspec.structs.replace(LONG, **changes)
+    async with pool_of([spec()]) as first, pool_of([spec()]) as second, pool_of([]) as empty:
+        whole, end = await collected(town.move_in(PI_2, first).generate(asked))
+        here = town.move_in(PI_1, empty)
+        async with aclosing(here.generate(asked)) as answer:
+            text = await begun(answer)
+            town.move_in(PI_3, second)
+            closing = asyncio.create_task(first.close())
+            more, ended = await collected(answer)
+            await closing
+    assert text + more == whole
+    assert (ended.reason, ended.prompt_tokens, ended.completion_tokens) == (
+        end.reason, end.prompt_tokens, end.completion_tokens,
+    )  # fmt: skip
+    assert town.relayed == [(PI_2, "generate"), (PI_3, "generate")]
+
+
+async def test_an_answer_waits_for_the_only_child_to_be_started_again_and_goes_on() -> None:
+    town, changes = Town(), Changes()
+    async with pool_of([spec()], changes=changes) as pool:
+        serving = town.move_in(PI_1, pool, patience_s=60.0)
+        whole, _ = await collected(serving.generate(LONG))
+        async with aclosing(serving.generate(LONG)) as answer:
+            text = await begun(answer)
+            pid = pool.pid(NAME)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            more, _ = await collected(answer)
+        assert pool.pid(NAME) not in (None, pid)
+    assert text + more == whole
+
+
+async def test_a_node_that_stops_gives_its_answers_to_those_who_can_go_on() -> None:
+    town = Town()
+    async with pool_of([spec()]) as leaving, pool_of([spec()]) as staying:
+        there, here = town.move_in(PI_2, staying), town.move_in(PI_1, leaving)
+        whole, _ = await collected(here.generate(LONG))
+        async with aclosing(here.generate(LONG)) as own, aclosing(there.generate(LONG)) as others:
+            texts = [await begun(own), await begun(others)]
+            await here.drain()
+            assert leaving.facts() == ()
+            ends = [await collected(own), await collected(others)]
+    assert [text + more for text, (more, _) in zip(texts, ends, strict=True)] == [whole, whole]
+
+
+async def test_a_node_that_stops_keeps_the_answers_that_nobody_else_can_give() -> None:
+    town = Town()
+    async with pool_of([spec()]) as leaving:
+        here = town.move_in(PI_1, leaving)
+        async with aclosing(here.generate(LONG)) as answer:
+            await begun(answer)
+            await here.drain()
+            assert (await collected(answer))[1].reason in ("stop", "length")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from piclusterd.web.admin import (
     TokenWish,
     VoterWish,
 )
-from piclusterd.web.app import Doors, make_app, serve
+from piclusterd.web.app import Doors, make_app
+from piclusterd.web.listener import serve
 from piclusterd.web.stream import EventBus
 from piclusterd.wire import Facts, Head, Hook, ModelFacts, Voters
 

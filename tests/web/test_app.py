@@ -14,7 +14,8 @@ from aiohttp import web
 
 from piclusterd.board.logs import request_id
 from piclusterd.errors import Broken, NotFound, Overloaded, Unavailable, UserError
-from piclusterd.web.app import BODY_BYTES_MAX, host_allowed, make_app, serve
+from piclusterd.web.app import BODY_BYTES_MAX, host_allowed, make_app
+from piclusterd.web.listener import serve
 
 from .house import Node, node, serving
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from piclusterd.errors import PiclusterError
-from piclusterd.events import Choice
+from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
@@ -56,10 +56,10 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
     changes = Changes()
     async with pool_of([spec(slots=slots)], queue_max, changes) as pool:
 
-        async def who(model: str, task: str, prompt_tokens: int, exclude: tuple[NodeId, ...], prefer: str) -> Choice:
+        async def who(asked: WhoServes) -> Choice:
             placement = Placement(ME)
             placement.members_changed([Member(ME, 0, "alive", Facts(name="pi-1", models=pool.facts()))], ())
-            choice = placement.choose(model, task, prompt_tokens, exclude, 0.0, prefer)
+            choice = placement.choose(asked, 0.0)
             if isinstance(choice, PiclusterError):
                 raise choice
             return choice
@@ -244,7 +244,7 @@ async def test_unknown_fields_nulls_and_absurd_lengths_are_tolerated() -> None:
 
 async def test_several_answers_come_side_by_side_whole_and_in_pieces() -> None:
     async with running(slots=2) as api:
-        asked: dict[str, Any] = {"model": NAME, "messages": HELLO, "max_tokens": 8, "seed": 4, "temperature": 2.0}
+        asked: dict[str, Any] = {"model": NAME, "messages": HELLO, "max_tokens": 8, "seed": 7, "temperature": 2.0}
         asked["extra_body"] = {"top_k": 0, "min_p": 0.0}
         asked["top_p"] = 1.0
         whole = await api.client.chat.completions.create(**asked, n=3)
