@@ -25,7 +25,7 @@ SCHEMA = {
     "required": ["type", "reason", "parts"],
     "additionalProperties": False,
 }
-SEEDED = {"temperature": 0.9, "seed": 7}
+SEEDED: dict[str, object] = {"temperature": 0.9, "seed": 7}
 REQUESTS: dict[str, dict[str, object]] = {
     "greedy": {},
     "seeded": SEEDED,
