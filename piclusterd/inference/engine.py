@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from ..errors import Broken, PiclusterError, UserError
 from . import schedule
 from .budget import FORKS, sequences
-from .chat import CHATML, ChatTemplate
 from .choosing import Choosing
 from .detokenise import TextStream
 from .embedder import Embeddings
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
 from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told, failed
+from .prompts import Prompts
 from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
@@ -50,12 +50,7 @@ class Engine:
         self._context = Context(self._weights, load.context, total, load.threads, load.batch_threads)
         self._residents = Residents(self._context, seats, self._weights.prefix_reusable)
         self._forks = range(seats, total)
-        self._template = ChatTemplate(
-            self._weights.chat_template or CHATML,
-            self._weights.special_texts(),
-            self._weights.bos_text(),
-            self._weights.eos_text(),
-        )
+        self._prompts = Prompts(self._weights)
         self._embeddings = Embeddings(self._weights, load.batch_threads)
         self._active: list[Sequence] = []  # in the order of admission
         self._waiting: list[Sequence] = []
@@ -150,19 +145,7 @@ class Engine:
 
     def prompt_tokens(self, request: GenerateRequest) -> list[int]:
         """The prompt as the model will read it. Raises `UserError` where template or request make none."""
-        weights = self._weights
-        if not request.messages:
-            return weights.tokenise(request.prompt, special=True, start=True) or self._empty_prompt()
-        pieces = self._template.pieces(request.messages)
-        bos = weights.bos_text()
-        tokens: list[int] = []
-        for number, (text, special) in enumerate(pieces):
-            start = number == 0 and not (bos and text.startswith(bos))  # most templates write BOS themselves
-            tokens += weights.tokenise(text, special, start)
-        return tokens or self._empty_prompt()
-
-    def _empty_prompt(self) -> list[int]:
-        raise UserError("the prompt is empty", "There is nothing to continue.", param="prompt")
+        return self._prompts.tokens(request)
 
     def submit_embed(self, request_id: int, texts: tuple[str, ...]) -> None:
         """Queue texts to embed. Raises `UserError` where one is empty or longer than the model can pool."""
