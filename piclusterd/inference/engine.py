@@ -27,8 +27,8 @@ from .choosing import Choosing
 from .detokenise import TextStream
 from .embedder import Embeddings
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
-from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told, failed
 from .prompts import Prompts
+from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told, failed
 from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
