@@ -183,17 +183,25 @@ class Linear:
         str, Meta(description="file with an API key, or `Bearer …` for an OAuth app; empty: Linear is off")
     ] = ""
     actor_id: Annotated[str, Meta(description="our own actor id, so that our writes do not start runs")] = ""
+    writes_per_hour: Annotated[
+        int, Meta(ge=1, le=2500, description="changes of issues and comments an hour, at most; more wait")
+    ] = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Triage:
     mode: Annotated[
-        Literal["off", "shadow", "apply"], Meta(description="shadow decides and records but writes nothing to Linear")
+        Literal["off", "shadow", "suggest", "apply"],
+        Meta(description="shadow decides and records; suggest comments, too; apply also writes what is certain enough"),
     ] = "apply"
     labels: Annotated[
         dict[str, str],
         Meta(max_length=64, description="type the model names = label in Linear; types left out get none"),
     ] = field(default_factory=lambda: {"bug": "Bug", "feature": "Feature", "question": "Question", "chore": "Chore"})
+    policy_file: Annotated[
+        str,
+        Meta(description="TOML file with each team's policy, the same on every node (config/triage.toml); empty: none"),
+    ] = ""
     attempts_max: Annotated[int, Meta(ge=1, le=100, description="tries of one step before the run is given up")] = 8
     copy_urgent: Annotated[
         bool, Meta(description="P0 and P1 end only once the relay, where one is a member, holds a copy of the run")

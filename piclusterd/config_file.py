@@ -128,7 +128,7 @@ def _take_file(sheet: _Sheet, path: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         sheet.faults.append(f"{path}: cannot be read: {_reason(error)}")
         return
-    sheet.places = {where: f"{path}:{line}" for where, line in _lines(text).items()}
+    sheet.places = {where: f"{path}:{line}" for where, line in key_lines(text).items()}
     known = sections()
     for section, table in tables.items():
         if section not in known:
@@ -163,7 +163,7 @@ def _take_table(sheet: _Sheet, where: Where, table: object, keys: Mapping[str, K
             sheet.fault((*where, name), f"unknown key{_did_you_mean(name, keys)}")
 
 
-def _lines(text: str) -> dict[Where, int]:
+def key_lines(text: str) -> dict[Where, int]:
     """The line of every table and key. A scan, not a parser: the text is known to be TOML; first of equals wins."""
     found: dict[Where, int] = {}
     table: Where = ()

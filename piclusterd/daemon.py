@@ -79,8 +79,6 @@ LAG_TOLD_S = 0.5
 """A loop that was this late tells the node, which then distrusts its own silence."""
 STOP_S = 4.0
 """systemd is told 90 s; a drained daemon has no reason to take more than this."""
-REPORTED = 1000
-"""Newest runs that a report counts."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: systemd should not restart what a person must mend."""
 
@@ -141,7 +139,9 @@ class Daemon:
         )  # fmt: skip
         self.hands = Hands(
             self.mailbox, self.links, self.ledger, self.desk.serving,
-            make_services(config, me.name, self._secret, self._stack, lambda: self.node.journal.views(REPORTED)),
+            make_services(
+                config, me.name, self._secret, self._stack, lambda: self.node.journal, self.desk.serving.embed
+            ),
             self._votes_dir(), self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)

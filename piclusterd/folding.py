@@ -1,6 +1,6 @@
 """The ledger's facts on their way into the fold of workflows: rooms meet only in the hall, and a checkpoint is of both.
 
-facts ─┬ hook, run.* ────▶ journal.grow
+facts ─┬ hook, run.*, case, case.end ─▶ journal.grow
        └ log.checkpoint ─▶ what it keeps and has seen (`ledger.checkpoint`) ─▶ journal.close
 """
 
@@ -16,9 +16,9 @@ from .workflows.journal import Journal, digest_of, subject
 
 MEANING = Meaning(
     subject,
-    opens=lambda fact: fact.kind == "hook",
-    ends=lambda fact: fact.kind == "run.done",
-    reopens=lambda fact: fact.kind == "run.retry",
+    opens=lambda fact: fact.kind in ("hook", "case"),
+    ends=lambda fact: fact.kind in ("run.done", "case.end"),
+    reopens=lambda fact: fact.kind in ("run.retry", "case"),
     key=lambda fact: digest_of(str(fact.body["key"])) if fact.kind == "hook" else None,
 )
 """What a checkpoint must know of the fold of workflows."""

@@ -11,9 +11,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from .config import Config
+from .errors import ConfigError
 from .events import ClockTold
 from .hands import Service
 from .inference.library import Library
@@ -25,9 +27,12 @@ from .integrations.linear_flows import LinearFlows
 from .integrations.notify import NotifyClient
 from .integrations.notion import NotionClient
 from .mailbox import Mailbox
+from .memory import Embed, Memory
 from .views import RunView
+from .workflows import triage_policy
 from .workflows.errands import Errands, triage_report
 from .workflows.flight import Patience
+from .workflows.journal import Journal
 from .workflows.moderation import Moderation
 from .workflows.notice import Notices
 from .workflows.notifying import Sinks
@@ -36,11 +41,15 @@ from .workflows.schedule import Agenda, Line
 from .workflows.selftest import Selftest
 from .workflows.spec import Spec
 from .workflows.triage import Triage
+from .workflows.triage_commands import Commands
+from .workflows.triage_watch import Watch
 from .workflows.workflow import Workflow
 
 CLOCK_EVERY_S = 10.0
 """Between two looks at the wall clock: a line of the schedule begins that late at most."""
 HOUR_S = 3600.0
+REPORTED = 1000
+"""Newest runs that a report counts."""
 
 Secret = Callable[[str], tuple[str, ...]]
 
@@ -57,13 +66,26 @@ class Here:
 
 def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
     """By name; the first that wants an event gets it. `model`: the one that answers."""
+    actor = config.linear.actor_id
+    triage = Triage(config.triage, model, actor, load_policies(config))
     all_: tuple[Workflow, ...] = (
-        Spec(config.spec, model, config.linear.actor_id),
-        Triage(config.triage, model, config.linear.actor_id),
-        Moderation(config.moderation, make_sinks(config), model, config.linear.actor_id),
+        Spec(config.spec, model, actor), triage, Commands(triage, actor), Watch(triage, actor),
+        Moderation(config.moderation, make_sinks(config), model, actor),
         Notices(make_sinks(config)), Selftest(), Reconcile(), Errands(model),
     )  # fmt: skip
     return {workflow.name: workflow for workflow in all_}
+
+
+def load_policies(config: Config) -> triage_policy.Policies:
+    """The teams' policies of triage. Raises ConfigError with every fault of their file."""
+    file = config.triage.policy_file
+    if not file:
+        return triage_policy.of_config(config.triage)
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError([f"{file}: cannot be read as a policy: {fault}"]) from None
+    return triage_policy.parse(text, file, config.triage)
 
 
 def make_library(
@@ -81,12 +103,23 @@ def make_sinks(config: Config) -> Sinks:
 
 
 def make_services(
-    config: Config, name: str, secret: Secret, stack: AsyncExitStack, runs: Callable[[], Iterable[RunView]]
+    config: Config,
+    name: str,
+    secret: Secret,
+    stack: AsyncExitStack,
+    journal: Callable[[], Journal],
+    embed: Embed,
 ) -> dict[str, Service]:
     """By name, for the node `name`; what must be closed is entered on `stack`."""
-    services: dict[str, Service] = {"cluster": Here(runs), "selftest": Echo(name)}
+    services: dict[str, Service] = {
+        "cluster": Here(lambda: journal().views(REPORTED)),
+        "memory": Memory(lambda: journal().cases, embed),
+        "selftest": Echo(name),
+    }
     if config.linear.token_file:
-        linear = LinearFlows(config.linear.url, secret(config.linear.token_file)[0])
+        linear = LinearFlows(
+            config.linear.url, secret(config.linear.token_file)[0], writes_per_hour=config.linear.writes_per_hour
+        )
         stack.push_async_callback(linear.close)
         services["linear"] = linear
     if config.notion.token_file:

@@ -108,7 +108,8 @@ def test_all_faults_are_reported_at_once_with_file_and_line(write: Write) -> Non
         f'{path}:9: cluster.preset: \'fast\' is not legal here (legal: "pi" or "lan")',
         f"{path}:15: models[2].slots: 0 is not legal here (legal: whole number, 1 to 64)",
         f"{path}:13: models[2].path: missing (legal: text, not empty)",
-        '$PICLUSTER_TRIAGE_MODE: triage.mode: \'loud\' is not legal here (legal: "off" or "shadow" or "apply")',
+        "$PICLUSTER_TRIAGE_MODE: triage.mode: 'loud' is not legal here"
+        ' (legal: "off" or "shadow" or "suggest" or "apply")',
         f'{path}:14: models[2].name: "a" already names model 1',
     ]
 

@@ -24,7 +24,7 @@ from aiohttp import web
 
 FaultKind = Literal[
     "ratelimited", "spent", "internal", "unavailable", "hang", "slow", "malformed", "partial", "lost", "oversized",
-    "quota-spent",
+    "quota-spent", "unsuccessful", "wrong-id",
 ]  # fmt: skip
 OVERSIZED_BYTES = 2_000_000
 BODY_BYTES_MAX = 8 * 1024 * 1024
@@ -37,7 +37,7 @@ class Fault:
     """What happens to one request. `seconds`: how long a limit stands, or a slow answer takes.
 
     `lost`: it is performed and the connection drops before the answer; `quota-spent`: it is answered, and its headers
-    say that it was the last one.
+    say that it was the last one. Linear's alone: `unsuccessful` and `wrong-id` lie about what was performed.
     """
 
     kind: FaultKind

@@ -41,12 +41,16 @@ except ImportError:  # pragma: no cover
 
 SCHEMA_VARIABLE = "PICLUSTER_LINEAR_SCHEMA"
 SCHEMA_NEAR_CHECKOUT = Path(__file__).parents[2].parent / "shared/fixtures/linear/schema.graphql"
+ANOTHER = "00000000-0000-4000-8000-00000000dead"
+"""The id of something else."""
 DEMO_KEY = "lin_api_demo"
 OPERATIONS = (
     "issueUpdate", "commentCreate", "issueLabels", "issues", "issue", "comment", "attachmentCreate", "commentDelete",
-    "issueCreate",
+    "issueCreate", "commentUpdate",
 )  # fmt: skip
 """Root fields that are resolved."""
+AFTERWARDS = ("lost", "partial", "quota-spent", "slow", "unsuccessful", "wrong-id")
+"""Faults of a request that was performed."""
 QUOTA = {
     "x-ratelimit-requests-limit": "2500",
     "x-ratelimit-requests-remaining": "2499",
@@ -105,7 +109,7 @@ class LinearDouble(Workspace):
         body = await request.json()
         document, variables = body["query"], body.get("variables") or {}
         fault = self.faults.take()
-        if fault is not None and fault.kind not in ("lost", "partial", "quota-spent", "slow"):
+        if fault is not None and fault.kind not in AFTERWARDS:
             return await self._fail(fault)
         status, answer = self.answer(document, variables)
         if fault is None:
@@ -152,6 +156,8 @@ class LinearDouble(Workspace):
                 "extensions": {"type": "internal error", "code": "INTERNAL_SERVER_ERROR"},
             }
             answer = {**answer, "errors": [trouble]}
+        elif fault.kind in ("unsuccessful", "wrong-id"):
+            answer = _lie(fault.kind, answer)
         headers = _spent(fault.seconds) if fault.kind == "quota-spent" else QUOTA
         return web.json_response(answer, status=status, headers=headers)
 
@@ -234,6 +240,16 @@ def _plain(value: Any, labels: Mapping[str, Any] | None) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner, labels) for key, inner in value.items()}
     return [_plain(inner, labels) for inner in value] if isinstance(value, list) else value
+
+
+def _lie(kind: str, answer: Any) -> Any:
+    """The answer, told of something else, or as if it had not succeeded."""
+    if not isinstance(answer, dict):
+        return [_lie(kind, inner) for inner in answer] if isinstance(answer, list) else answer
+    told = {key: _lie(kind, inner) for key, inner in answer.items()}
+    if kind == "wrong-id":
+        return told | {key: ANOTHER for key in ("id", "identifier") if key in told}
+    return told | ({"success": False} if "success" in told else {})
 
 
 def _error(refusal: Refusal) -> dict[str, Any]:

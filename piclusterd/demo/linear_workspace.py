@@ -17,7 +17,7 @@ from typing import Any, Literal
 from .. import ids
 
 PRIORITY_LABELS = ("No priority", "Urgent", "High", "Medium", "Low")
-STATES = {"triage": "Triage", "unstarted": "Todo", "completed": "Done", "canceled": "Canceled"}
+STATES = {"triage": "Triage", "unstarted": "Todo", "started": "Doing", "completed": "Done", "canceled": "Canceled"}
 TEAM = {"id": ids.uuid4_of("team"), "key": "LIN", "name": "Pi cluster"}
 PERSON: Mapping[str, Any] = {
     "id": ids.uuid4_of("user"),
@@ -32,7 +32,9 @@ PERSON: Mapping[str, Any] = {
 class Effect:
     """One change of the workspace through the API. `key`: what makes it happen once; "" for updates."""
 
-    kind: Literal["issue-update", "comment-create", "attachment-create", "comment-delete", "issue-create"]
+    kind: Literal[
+        "issue-update", "comment-create", "comment-update", "attachment-create", "comment-delete", "issue-create"
+    ]  # fmt: skip
     issue: str
     key: str
     change: Mapping[str, Any]
@@ -91,6 +93,7 @@ class Workspace:
             "issueLabels": lambda info, **arguments: {"nodes": []},  # every label here is the team's own
             "issueUpdate": self._issue_update,
             "commentCreate": self._comment_create,
+            "commentUpdate": self._comment_update,
         }
 
     def _issues_page(
@@ -103,7 +106,7 @@ class Workspace:
         start = next((n for n, issue in enumerate(found, start=1) if issue.id == after), 0)
         page, more = found[start : start + first], len(found) > start + first
         cursor = page[-1].id if page else None
-        nodes = [{**self._shown(issue), "botActor": None, "creator": {"id": PERSON["id"]}} for issue in page]
+        nodes = [{**self._shown(issue), "botActor": None} for issue in page]
         return {"nodes": nodes, "pageInfo": {"hasNextPage": more, "endCursor": cursor}}
 
     def _comment(self, info: Any, id: str) -> dict[str, Any]:
@@ -114,7 +117,7 @@ class Workspace:
 
     def _issue_update(self, info: Any, id: str, input: Mapping[str, Any]) -> dict[str, Any]:
         issue = self._find(id)
-        if unknown := set(input) - {"priority", "addedLabelIds"}:
+        if unknown := set(input) - {"priority", "addedLabelIds", "removedLabelIds"}:
             raise Refusal(f"the double does not know {sorted(unknown)}")
         if input.get("priority", 0) not in range(5):
             raise Refusal("Argument Validation Error", "priority must be one of 0, 1, 2, 3, 4.", "INVALID_INPUT")
@@ -127,6 +130,10 @@ class Workspace:
             if label not in issue.label_ids:
                 issue.label_ids.append(label)
                 change.setdefault("added_labels", []).append(self.labels[label])
+        for label in input.get("removedLabelIds", ()):
+            if label in issue.label_ids:
+                issue.label_ids.remove(label)
+                change.setdefault("removed_labels", []).append(self.labels[label])
         if change:
             issue.updated_at = _now()
             self._record(Effect("issue-update", issue.identifier, "", change))
@@ -144,6 +151,16 @@ class Workspace:
         self._comment_ids.add(key)
         issue.comments.append(comment)
         self._record(Effect("comment-create", issue.identifier, key, {"body": input["body"]}))
+        return {"success": True, "lastSyncId": len(self.effects), "comment": comment}
+
+    def _comment_update(self, info: Any, id: str, input: Mapping[str, Any]) -> dict[str, Any]:
+        comment = self._comments.get(id)
+        if comment is None:
+            raise Refusal("Entity not found: Comment", "Could not find referenced Comment.")
+        if comment["body"] != input["body"]:
+            comment["body"] = input["body"]
+            issue = self._find(comment["issueId"])
+            self._record(Effect("comment-update", issue.identifier, id, {"body": input["body"]}))
         return {"success": True, "lastSyncId": len(self.effects), "comment": comment}
 
     def _record(self, effect: Effect) -> None:
@@ -168,6 +185,8 @@ class Workspace:
             "priority": issue.priority,
             "trashed": issue.trashed or None,
             "state": {"type": issue.state},
+            "project": None,
+            "creator": {part: PERSON[part] for part in ("id", "name", "email")},
             "labels": lambda info, **_: {"nodes": [self._label(label) for label in issue.label_ids]},
             "team": {**TEAM, "labels": lambda info, **arguments: {"nodes": self._labels(arguments.get("filter"))}},
         }
@@ -209,6 +228,31 @@ class Workspace:
         for name, value in changes.items():
             setattr(issue, name, value)
         issue.updated_at = _now()
+
+    def changed(self, reference: str, actor: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        """A person changes fields, as `edit`; the webhook (`EntityWebhookPayload`) that Linear sends for it."""
+        issue, names = self._find(reference), {"labels": "labelIds", "state": "stateId"}
+        before = self._webhook_data(issue, PERSON)
+        self.edit(reference, **changes)
+        told = self._webhook(issue, actor or PERSON)
+        was = {names.get(name, name): before[names.get(name, name)] for name in changes}
+        return told | {"action": "update", "updatedFrom": {"updatedAt": before["updatedAt"], **was}}
+
+    def said(
+        self, reference: str, body: str, actor: Mapping[str, Any] | None = None, parent: str | None = None
+    ) -> dict[str, Any]:
+        """A person comments; the webhook that Linear sends for it."""
+        issue, who, now = self._find(reference), actor or PERSON, _now()
+        comment = {"id": str(uuid.uuid4()), "issueId": issue.id, "body": body}
+        self._comments[comment["id"]] = comment
+        issue.comments.append(comment)
+        child = {"id": issue.id, "identifier": issue.identifier, "title": issue.title, "team": TEAM,
+                 "teamId": TEAM["id"], "url": _url(issue)}  # fmt: skip
+        told = {"parentId": parent} if parent else {}
+        user = {part: who[part] for part in ("id", "name", "email", "url") if part in who}
+        data = {**comment, **told, "issue": child, "userId": who["id"], "user": user, "reactionData": {},
+                "createdAt": now, "updatedAt": now}  # fmt: skip
+        return self._webhook(issue, who) | {"type": "Comment", "data": data}
 
     def delete(self, reference: str) -> None:
         """A person deletes an issue for good."""

@@ -14,7 +14,7 @@ A node that stops gives its answers away first (`drain`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from .protocol import (
     Embedded,
     EmbedRequest,
     Failed,
+    Field,
     GenerateRequest,
     Told,
     decode,
@@ -48,6 +49,8 @@ from .protocol import (
 
 CHARS_PER_TOKEN = 4
 """English in common vocabularies; for predictions only, the engine counts exactly."""
+PROBABILITY_DIGITS = 4
+"""Of an option, as a workflow records it."""
 Relay = Callable[[NodeId, str, bytes], AsyncGenerator[bytes, None]]
 """(peer, task, body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way breaks.
 Closing the generator cancels the request over there."""
@@ -169,20 +172,27 @@ class Serving:
                 attempts.failed(choice, fault)
 
     async def complete(self, body: Mapping[str, Any], prefer: str = "") -> dict[str, Any]:
-        """The answer to an OpenAI chat `body` as `{"text", "model", "node"}` (a workflow's `AskModel`)."""
-        text = ""
+        """The answer to an OpenAI chat `body` as `{"text", "model", "node"}` (a workflow's `AskModel`).
+
+        With `guided_choice` also `choices`: field → option → its probability.
+        """
+        text, told = "", dict[str, dict[str, float]]()
         choice: Choice | None = None
-        async with aclosing(self.generate(chat_request(parse(body, ChatBody)), prefer)) as answer:
+        request = chat_request(parse(body, ChatBody))
+        async with aclosing(self.generate(request, prefer)) as answer:
             async for item in answer:
                 match item:
                     case Started(choice=choice):
                         pass
                     case Delta(text=part):
                         text += part
+                    case Done(choices=choices) if choices:
+                        told = _told(request.choices, choices)
                     case Done():
                         pass
         assert choice is not None, "an answer starts with Started"
-        return {"text": text, "model": choice.model, "node": choice.node}
+        said = {"text": text, "model": choice.model, "node": choice.node}
+        return {**said, "choices": told} if told else said
 
     async def drain(self) -> None:
         """Give up the models that others serve too: what they are answering goes on there, for our own clients and for
@@ -265,3 +275,10 @@ class Serving:
                 if isinstance(frame, Failed):
                     raise raised(frame)
                 yield frame
+
+
+def _told(fields: Sequence[Field], shares: Sequence[Sequence[float]]) -> dict[str, dict[str, float]]:
+    return {
+        field.name: {option: round(share, PROBABILITY_DIGITS) for option, share in zip(field.options, of, strict=False)}
+        for field, of in zip(fields, shares, strict=False)
+    }

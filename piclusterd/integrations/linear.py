@@ -1,12 +1,15 @@
-"""Linear's GraphQL API: the actuator that holds the token. It knows four operations and refuses every other.
+"""Linear's GraphQL API: the actuator that holds the token. It knows five operations and refuses every other.
 
     CallOut ──perform──▶ issue_context   issue, its labels, the labels it may get            (query)
                          issue_update    look again ─▶ issueUpdate of what is still unset     (query, mutation)
                          issues_since    a page of what changed, newest first                 (query)
                          comment_create  commentCreate ─conflict─▶ is that one ours? ─▶ done  (mutation, query)
+                         comment_put     the same ─conflict, other text─▶ commentUpdate       (the same, mutation)
 
-Owns: one HTTP session, and the moment until which Linear wants to be left alone (until then it refuses by itself).
-Refuses: operations and arguments outside the allow-list, redirects (they would carry the token away), large answers.
+Owns: one HTTP session, the moment until which Linear wants to be left alone (until then it refuses by itself), and how
+many writes it made in the last hour.
+Refuses: operations and arguments outside the allow-list, redirects (they would carry the token away), large answers,
+answers about something else than was asked, and more writes an hour than its owner allows.
 
 Facts (Linear's public schema and API documents; the refusals as people report them):
 * An API key goes into `Authorization` bare, an OAuth token as `Bearer …`.
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -29,56 +33,33 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UserError
-from .linear_answers import LinearRefused, data_of, pause_of, sent_ms
+from .linear_answers import (
+    LinearRefused,
+    context_of,
+    data_of,
+    issues_page_of,
+    pause_of,
+    seen_of,
+    sent_ms,
+)
+from .linear_documents import (
+    COMMENT_CREATE,
+    COMMENT_GLANCE,
+    COMMENT_UPDATE,
+    ISSUE_CONTEXT,
+    ISSUE_GLANCE,
+    ISSUE_UPDATE,
+    ISSUES_SINCE,
+)
 from .outcome import CallFailed
 
 TIMEOUT_S = 20.0  # of one request; Linear answers in under a second, a Pi's uplink may not
 RESPONSE_BYTES_MAX = 1024 * 1024  # one issue with its description is at most a few hundred kilobytes
 PAGE_ISSUES = 50  # Linear's own default; a page then costs some hundreds of the 3,000,000 points an hour
 PAGE_LABELS = 20
+HOUR_S = 3600.0
+WRITES_PER_HOUR = 600  # a house makes tens; Linear takes 2,500 requests an hour of a key
 LABELS_MAX = 100  # labels read of one issue or one team; ten times what people use
-
-ISSUE_CONTEXT = """
-query IssueContext($id: String!, $labels: Int!, $team: IssueLabelFilter!, $workspace: IssueLabelFilter!) {
-  issue(id: $id) {
-    id identifier title description updatedAt priority trashed
-    state { type }
-    labels(first: $labels) { nodes { id name } }
-    team { id key labels(first: $labels, filter: $team) { nodes { id name isGroup } } }
-  }
-  issueLabels(first: $labels, filter: $workspace) { nodes { id name isGroup } }
-}"""
-ISSUE_GLANCE = """
-query IssueGlance($id: String!, $labels: Int!) {
-  issue(id: $id) { id priority trashed labels(first: $labels) { nodes { id name } } }
-}"""
-ISSUE_UPDATE = """
-mutation IssueUpdate($id: String!, $input: IssueUpdateInput!) {
-  issueUpdate(id: $id, input: $input) { success }
-}"""
-COMMENT_CREATE = """
-mutation CommentCreate($input: CommentCreateInput!) {
-  commentCreate(input: $input) { success }
-}"""
-COMMENT_GLANCE = """
-query CommentGlance($id: String!) {
-  comment(id: $id) { id issue { id identifier } }
-}"""
-ISSUES_SINCE = """
-query IssuesSince($since: DateTimeOrDuration!, $first: Int!, $after: String, $labels: Int!) {
-  issues(filter: { updatedAt: { gt: $since } }, orderBy: updatedAt, first: $first, after: $after) {
-    nodes {
-      id identifier title priority trashed createdAt
-      state { type }
-      creator { id }
-      botActor { id }
-      labels(first: $labels) { nodes { id name } }
-    }
-    pageInfo { hasNextPage endCursor }
-  }
-}"""
-DOCUMENTS = (ISSUE_CONTEXT, ISSUE_GLANCE, ISSUE_UPDATE, COMMENT_CREATE, COMMENT_GLANCE, ISSUES_SINCE)
-"""Everything this client ever sends; a test validates each against the public schema."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -90,19 +71,27 @@ class _Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names of labels whose ids the caller needs, matched without case."""
 
 
+class _Add(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Id
+    unless: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    """Names; the label is not given to an issue that has one of them."""
+
+
 class _Update(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issue: Id
-    priority: Annotated[int, Meta(ge=1, le=4)] | None = None
-    """Written only where the issue has none."""
-    added_label_ids: Annotated[tuple[Id, ...], Meta(max_length=8)] = ()
-    unless_labels: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
-    """Names; nothing is added where the issue has one of them."""
+    priority: Annotated[int, Meta(ge=0, le=4)] | None = None
+    instead_of: Annotated[tuple[Annotated[int, Meta(ge=0, le=4)], ...], Meta(max_length=5)] = (0,)
+    """Written only where the issue has one of these; 0, none, is written to take back what we set, never else."""
+    add: Annotated[tuple[_Add, ...], Meta(max_length=8)] = ()
+    removed_label_ids: Annotated[tuple[Id, ...], Meta(max_length=8)] = ()
 
 
 class _Comment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     issue: Id
     id: Id
     body: Annotated[str, Meta(min_length=1, max_length=4000)]
+    parent: Id | None = None
+    """The comment it answers; Linear has one level of answers."""
 
 
 class _Since(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,6 +115,7 @@ class LinearClient:
         session: aiohttp.ClientSession | None = None,
         *,
         timeout_s: float = TIMEOUT_S,
+        writes_per_hour: int = WRITES_PER_HOUR,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
@@ -139,6 +129,8 @@ class LinearClient:
         self._timeout_s = timeout_s
         self._clock = clock
         self._quiet_until = 0.0
+        self._writes_per_hour = writes_per_hour
+        self._writes = deque[float]()
         self._sent_ms = 0
         """When Linear sent its newest answer, by its own clock."""
 
@@ -160,40 +152,45 @@ class LinearClient:
                 return await self.issues_since(_checked(arguments, _Since))
             case "comment_create":
                 return await self.comment_create(_checked(arguments, _Comment))
+            case "comment_put":
+                return await self.comment_put(_checked(arguments, _Comment))
             case _:
                 raise CallFailed(f"Linear has no operation {operation!r} here", retryable=False)
 
     async def issue_context(self, ask: _Context) -> dict[str, Any]:
-        """`{id, identifier, title, description, updated_at, priority, state, labels, team, team_labels}`.
-
-        `team_labels` are the team's and the workspace's labels among `ask.labels` that can be given to an issue.
+        """`{id, identifier, title, description, updated_at, priority, state, labels, team, project, creator,
+        team_labels}`; `team_labels` are the team's and the workspace's labels among `ask.labels` that an issue can get.
         """
         named: dict[str, Any] = {"or": [{"name": {"eqIgnoreCase": name}} for name in ask.labels]}
         if not ask.labels:
             named = {"name": {"in": []}}
         shared = {"and": [named, {"team": {"null": True}}]}
         variables = {"id": ask.issue, "labels": LABELS_MAX, "team": named, "workspace": shared}
-        return await _or_missing(self._query(ISSUE_CONTEXT, variables, _context_of))
+        return await _or_missing(
+            self._query(ISSUE_CONTEXT, variables, lambda data: context_of(_about(data["issue"], ask.issue), data))
+        )
 
     async def issue_update(self, change: _Update) -> dict[str, Any]:
-        """Write what people have not set meanwhile. `{"changed": [...]}` names what was written: priority, label."""
+        """Write what people have not set meanwhile: `{changed, priority, label_ids}`, the latter two as they are then.
+
+        `changed` names what was written now: priority, label.
+        """
         glance = {"id": change.issue, "labels": LABELS_MAX}
-        seen = await _or_missing(self._query(ISSUE_GLANCE, glance, _seen_of))
+        seen = await _or_missing(
+            self._query(ISSUE_GLANCE, glance, lambda data: seen_of(_about(data["issue"], change.issue)))
+        )
         if seen.get("missing"):
             return seen
-        wanted: dict[str, Any] = {}
-        if change.priority is not None and seen["priority"] == 0:
-            wanted["priority"] = change.priority
-        unless = {name.casefold() for name in change.unless_labels}
-        if not any(label["name"].casefold() in unless for label in seen["labels"]):
-            wanted["addedLabelIds"] = sorted(set(change.added_label_ids) - {label["id"] for label in seen["labels"]})
-        wanted = {field: value for field, value in wanted.items() if value}
+        wanted = _wanted(change, seen)
         if not wanted:
-            return {"changed": []}
-        variables = {"id": change.issue, "input": wanted}
-        done = await _or_missing(self._query(ISSUE_UPDATE, variables, lambda data: _success(data["issueUpdate"])))
-        names = {"priority": "priority", "addedLabelIds": "label"}
-        return done or {"changed": [names[field] for field in wanted]}
+            return {"changed": [], **_state(seen)}
+        self._spend()
+        after = await _or_missing(
+            self._query(ISSUE_UPDATE, {**glance, "input": wanted}, lambda data: _updated(data, change.issue))
+        )
+        names = {"priority": "priority", "addedLabelIds": "label", "removedLabelIds": "label"}
+        changed = list(dict.fromkeys(names[field] for field in wanted))
+        return after if after.get("missing") else {"changed": changed, **_state(after)}
 
     async def issues_since(self, ask: _Since) -> dict[str, Any]:
         """Issues that changed after `since_ms`: `{issues, created, more, now_ms}`; `more`: cursor of the next page.
@@ -203,32 +200,63 @@ class LinearClient:
         """
         since = datetime.fromtimestamp(ask.since_ms / 1000, UTC).isoformat(timespec="milliseconds")
         variables = {"since": since, "first": PAGE_ISSUES, "after": ask.after or None, "labels": PAGE_LABELS}
-        page = await self._query(ISSUES_SINCE, variables, _page_of)
+        page = await self._query(ISSUES_SINCE, variables, issues_page_of)
         return {**page, "now_ms": self._sent_ms or ask.since_ms}
 
     async def comment_create(self, comment: _Comment) -> dict[str, Any]:
         """Comment once per `comment.id`, subscribing nobody. `{"comment": id, "repeated": bool}`."""
+        done, _ = await self._created(comment)
+        return done
+
+    async def comment_put(self, comment: _Comment) -> dict[str, Any]:
+        """The comment `comment.id` with this body: made, or edited where it is there. One that people deleted stays so.
+
+        `{"comment": id, "repeated": bool, "edited": bool}`.
+        """
+        done, standing = await self._created(comment)
+        if standing in (None, comment.body):
+            return {**done, "edited": False}
+        self._spend()
+        variables = {"id": comment.id, "input": {"body": comment.body, "doNotSubscribeToIssue": True}}
+        await self._query(COMMENT_UPDATE, variables, lambda data: _success(data["commentUpdate"], comment))
+        return {**done, "edited": True}
+
+    async def _created(self, comment: _Comment) -> tuple[dict[str, Any], str | None]:
+        """What `comment_create` returns, and the body that stands where it was there before."""
         fields = {"id": comment.id, "issueId": comment.issue, "body": comment.body, "doNotSubscribeToIssue": True}
-        create = self._query(COMMENT_CREATE, {"input": fields}, lambda data: _success(data["commentCreate"]))
+        fields |= {"parentId": comment.parent} if comment.parent else {}
+        self._spend()
+        create = self._query(COMMENT_CREATE, {"input": fields}, lambda data: _success(data["commentCreate"], comment))
         try:
             done = await _or_missing(create)
         except LinearRefused as refusal:
             if not refusal.names_conflict():
                 raise
-            await self._confirm(comment, refusal)
-            return {"comment": comment.id, "repeated": True}
-        return done or {"comment": comment.id, "repeated": False}
+            return {"comment": comment.id, "repeated": True}, await self._standing(comment, refusal)
+        return done or {"comment": comment.id, "repeated": False}, None
 
-    async def _confirm(self, comment: _Comment, refusal: LinearRefused) -> None:
-        """Raise `refusal` unless the comment with our id is on our issue, or people have deleted it since."""
+    async def _standing(self, comment: _Comment, refusal: LinearRefused) -> str | None:
+        """The body of the comment with our id; None where people have deleted it. Raises where it is elsewhere."""
         try:
-            issue = await self._query(COMMENT_GLANCE, {"id": comment.id}, lambda data: data["comment"]["issue"] or {})
+            found = await self._query(COMMENT_GLANCE, {"id": comment.id}, lambda data: dict(data["comment"]))
         except LinearRefused as fault:
             if not fault.names_missing("Comment"):
                 raise
-            return
+            return None
+        issue = found.get("issue") or {}
         if comment.issue not in (issue.get("id"), issue.get("identifier")):
             raise refusal
+        return str(found.get("body"))
+
+    def _spend(self) -> None:
+        """One write of the hour's; refused by ourselves where they are used up, whatever made them so many."""
+        now = self._clock()
+        self._writes = deque(at for at in self._writes if now - at < HOUR_S)
+        if len(self._writes) >= self._writes_per_hour:
+            left = HOUR_S - (now - self._writes[0])
+            why = f"{self._writes_per_hour} writes an hour are allowed (linear.writes_per_hour)"
+            raise CallFailed("nothing was written:", why, retryable=True, retry_after_s=left)
+        self._writes.append(now)
 
     async def _query(self, document: str, variables: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         """What `read` makes of the data of Linear's answer, where that is whole."""
@@ -286,63 +314,45 @@ async def _or_missing(query: Awaitable[dict[str, Any]]) -> dict[str, Any]:
         raise
 
 
-def _success(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Nothing to add where the mutation succeeded."""
+def _success(payload: Mapping[str, Any], comment: _Comment | None = None) -> dict[str, Any]:
+    """Nothing to add where the mutation succeeded, on the comment it was meant for."""
     if payload["success"] is not True:
-        raise CallFailed("Linear says that it did not succeed", retryable=True)
+        raise CallFailed(
+            "Linear says that it did not succeed", "and not why", "Look whether the token may write there.",
+            retryable=True,
+        )  # fmt: skip
+    if comment is not None:
+        _about(payload["comment"], comment.id)
     return {}
 
 
-def _context_of(data: dict[str, Any]) -> dict[str, Any]:
-    issue, team = data["issue"], data["issue"]["team"]
-    if issue["trashed"]:
-        return {"missing": True}
-    offered = [*team["labels"]["nodes"], *data["issueLabels"]["nodes"]]  # the team's own label of a name comes first
-    return {
-        "id": str(issue["id"]),
-        "identifier": str(issue["identifier"]),
-        "title": str(issue["title"]),
-        "description": str(issue["description"] or ""),
-        "updated_at": str(issue["updatedAt"]),
-        "priority": int(issue["priority"]),
-        "state": str(issue["state"]["type"]),
-        "labels": _labels(issue["labels"]["nodes"]),
-        "team": {"id": str(team["id"]), "key": str(team["key"])},
-        "team_labels": _labels(label for label in offered if not label["isGroup"]),
-    }
+def _about(node: Mapping[str, Any], wanted: str) -> Mapping[str, Any]:
+    """`node`, where it is the one that was asked for, by id or identifier."""
+    if wanted not in (node["id"], node.get("identifier")):
+        why = f"it was asked about {wanted} and told of {str(node['id'])[:64]}"
+        raise CallFailed("Linear answered about something else:", why, "Look at it by hand.", retryable=True)
+    return node
 
 
-def _seen_of(data: dict[str, Any]) -> dict[str, Any]:
-    issue = data["issue"]
-    if issue["trashed"]:
-        return {"missing": True}
-    return {"priority": int(issue["priority"]), "labels": _labels(issue["labels"]["nodes"])}
+def _updated(data: dict[str, Any], issue: str) -> dict[str, Any]:
+    payload = data["issueUpdate"]
+    _success(payload)
+    return seen_of(_about(payload["issue"], issue))
 
 
-def _page_of(data: dict[str, Any]) -> dict[str, Any]:
-    nodes, page = data["issues"]["nodes"], data["issues"]["pageInfo"]
-    created = [datetime.fromisoformat(node["createdAt"]) for node in nodes]
-    return {
-        "issues": [_hook_data(node) for node in nodes],
-        "created": [int(at.timestamp() * 1000) for at in created],
-        "more": str(page["endCursor"] or "") if page["hasNextPage"] else "",
-    }
+def _wanted(change: _Update, seen: Mapping[str, Any]) -> dict[str, Any]:
+    """The mutation's input: what of `change` still may be done to the issue as it is `seen`."""
+    wanted: dict[str, Any] = {}
+    priority = seen["priority"]
+    if change.priority is not None and priority in change.instead_of and priority != change.priority:
+        wanted["priority"] = change.priority
+    here = {label["id"] for label in seen["labels"]}
+    leaving = here & set(change.removed_label_ids)
+    names = {label["name"].casefold() for label in seen["labels"] if label["id"] not in leaving}
+    added = {one.id for one in change.add if not names & {name.casefold() for name in one.unless}} - here
+    wanted |= {"addedLabelIds": sorted(added)} if added else {}
+    return wanted | ({"removedLabelIds": sorted(leaving)} if leaving else {})
 
 
-def _hook_data(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An issue as `IssueWebhookPayload` would have it, as far as anybody reads it."""
-    return {
-        "id": str(node["id"]),
-        "identifier": str(node["identifier"]),
-        "title": str(node["title"]),
-        "priority": int(node["priority"]),
-        "labels": _labels(node["labels"]["nodes"]),
-        "state": {"type": str(node["state"]["type"])},
-        "creatorId": (node["creator"] or {}).get("id"),
-        "botActor": node["botActor"],
-        "trashed": node["trashed"],
-    }
-
-
-def _labels(nodes: Any) -> list[dict[str, str]]:
-    return [{"id": str(node["id"]), "name": str(node["name"])} for node in nodes]
+def _state(seen: Mapping[str, Any]) -> dict[str, Any]:
+    return {"priority": seen["priority"], "label_ids": [label["id"] for label in seen["labels"]]}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import email.utils
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -137,3 +138,61 @@ def _until(headers: Mapping[str, str], name: str) -> float:
     if reset_ms is None or not sent:
         return PAUSE_DEFAULT_S
     return min(max((reset_ms - sent) / 1000, 1.0), PAUSE_MAX_S)
+
+
+# what was asked for --------------------------------------------------------------------------------------------------
+def context_of(issue: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    team, project, creator = issue["team"], issue["project"] or {}, issue["creator"] or {}
+    if issue["trashed"]:
+        return {"missing": True}
+    offered = [*team["labels"]["nodes"], *data["issueLabels"]["nodes"]]  # the team's own label of a name comes first
+    return {
+        "id": str(issue["id"]),
+        "identifier": str(issue["identifier"]),
+        "title": str(issue["title"]),
+        "description": str(issue["description"] or ""),
+        "updated_at": str(issue["updatedAt"]),
+        "priority": int(issue["priority"]),
+        "state": str(issue["state"]["type"]),
+        "labels": labels_of(issue["labels"]["nodes"]),
+        "team": {"id": str(team["id"]), "key": str(team["key"])},
+        "project": str(project.get("name") or ""),
+        "creator": {part: str(creator.get(part) or "") for part in ("id", "name", "email")},
+        "team_labels": labels_of(label for label in offered if not label["isGroup"]),
+    }
+
+
+def seen_of(issue: Mapping[str, Any]) -> dict[str, Any]:
+    if issue.get("trashed"):
+        return {"missing": True}
+    return {"priority": int(issue["priority"]), "labels": labels_of(issue["labels"]["nodes"])}
+
+
+def issues_page_of(data: dict[str, Any]) -> dict[str, Any]:
+    nodes, page = data["issues"]["nodes"], data["issues"]["pageInfo"]
+    created = [datetime.fromisoformat(node["createdAt"]) for node in nodes]
+    return {
+        "issues": [_hook_data(node) for node in nodes],
+        "created": [int(at.timestamp() * 1000) for at in created],
+        "more": str(page["endCursor"] or "") if page["hasNextPage"] else "",
+    }
+
+
+def _hook_data(node: Mapping[str, Any]) -> dict[str, Any]:
+    """An issue as `IssueWebhookPayload` would have it, as far as anybody reads it."""
+    return {
+        "id": str(node["id"]),
+        "identifier": str(node["identifier"]),
+        "title": str(node["title"]),
+        "priority": int(node["priority"]),
+        "labels": labels_of(node["labels"]["nodes"]),
+        "state": {"type": str(node["state"]["type"])},
+        "team": {"id": str(node["team"]["id"]), "key": str(node["team"]["key"])},
+        "creatorId": (node["creator"] or {}).get("id"),
+        "botActor": node["botActor"],
+        "trashed": node["trashed"],
+    }
+
+
+def labels_of(nodes: Any) -> list[dict[str, str]]:
+    return [{"id": str(node["id"]), "name": str(node["name"])} for node in nodes]

@@ -5,6 +5,7 @@
     run.result{run, step, value}                            after it
     run.done  {run, outcome, detail, step?, marks?}         closes it; "failed" is a dead letter: it keeps its event
     run.retry {run, step}                                   opens a dead letter again, at the step that failed
+    case, case.end                                          what triage learnt (`cases`)
 
 A checkpoint (`log.checkpoint`, told by `folding`) takes out of the fold what it ended: the webhooks whose digest it has
 seen, by which a redelivery is known again, and those too old for a digest before it in its log that it does not keep.
@@ -29,6 +30,7 @@ from ..events import Fact, Record
 from ..ids import LogId, NodeId, RunId, Term, run_id
 from ..views import RunView
 from ..wire import Hook
+from .cases import CASE, CASE_END, Cases
 
 Rank = tuple[Term, LogId, int]
 NEVER: Rank = (-1, LogId(NodeId(""), 0), 0)
@@ -138,6 +140,8 @@ class Journal:
         """Source → when its newest event was sent, in milliseconds: by its own clock where it signs one."""
         self.scheduled: dict[str, int] = {}
         """Line of the schedule → the newest minute for which it ran."""
+        self.cases = Cases()
+        """What triage remembers of issues, kept by every checkpoint."""
         self._ends: dict[LogId, End] = {}
 
     def open_runs(self) -> list[RunId]:
@@ -180,6 +184,8 @@ class Journal:
                 self._hook(fact)
             elif fact.kind.startswith("run."):
                 self._step(fact)
+            elif fact.kind in (CASE, CASE_END):
+                self.cases.grow(fact)
 
     def _hook(self, fact: Fact) -> None:
         hook = hook_of(fact.body)
@@ -263,6 +269,8 @@ def subject(fact: Fact) -> str | None:
         return run_id(workflow, str(fact.body["key"])) if workflow else ""
     if fact.kind in ("run.intent", "run.result", "run.done", "run.retry"):
         return str(fact.body["run"])
+    if fact.kind in (CASE, CASE_END):
+        return f"case:{fact.body.get('issue')}"
     return "" if fact.kind in TAKEN_FOR_GRANTED else None
 
 

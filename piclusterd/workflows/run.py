@@ -7,6 +7,7 @@ has a key) or a result (go on).
     next() ─▶ Append(intent) ─Durable─▶ Ask | CallOut ─StepFinished─▶ Append(result) ─Durable─▶ next() … Append(done)
                                              │ error: wait (full jitter, Retry-After) and act again; then give up
               Approve: a person's answer, or the end of its time, is the result      Take: events and result at once
+              optional steps that cannot be had: their result says why, and the run goes on
               urgent Finish: once the relay outside holds the run's entries
 
 A run that gave up is a dead letter: it keeps its event and its reason, and a person may open it again at the step that
@@ -49,6 +50,7 @@ from ..views import ServiceView
 from .breaker import Breaker
 from .flight import ASIDE, Flight, Patience, Phase
 from .journal import Journal, Run, hook_record, view_of
+from .workflow import TIMEOUT_SAYS as TIMEOUT_SAYS
 from .workflow import Approve, AskModel, Call, Finish, Take, Workflow, wanted_by
 
 ACTIVE_MAX = 8
@@ -57,10 +59,10 @@ ACT_TIMEOUT_S = 300.0
 """An act with no outcome by then counts as failed and is tried again (a Pi 4 needs minutes for a long prompt)."""
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 300.0
+OPTIONAL_TRIES = 2
+"""Of a step that its run can do without."""
 COPY_LOOK_S = 1.0
 """Between two looks whether the relay holds a copy; they cost nothing but the look."""
-TIMEOUT_SAYS = "nobody, in time"
-"""Who rejected what no person answered."""
 
 
 class Runs:
@@ -197,7 +199,9 @@ class Runs:
             body["step"] = flight.step.name if flight.step else run.newest
         if finish.marks:
             body["marks"] = dict(finish.marks)
-        return [moved, *self._record(flight, "done", "run.done", body)]
+        assert self._term is not None
+        learnt = self._journal.cases.records(finish.case, self._term) if finish.case else ()
+        return [moved, *self._record(flight, "done", "run.done", body, learnt)]
 
     # standing aside ------------------------------------------------------------------------------------------
     def _await_copy(self, flight: Flight, finish: Finish, now: float) -> list[Output]:
@@ -210,8 +214,10 @@ class Runs:
 
     def _ask_person(self, flight: Flight, now: float) -> list[Output]:
         """A new coordinator begins the time anew: an answer may come late, never too early."""
+        assert isinstance(flight.step, Approve)
+        within_s = flight.step.within_s
         self._retoken(flight, "asking")
-        flight.since, flight.due = now, now + self._patience.approval_s
+        flight.since, flight.due = now, now + (self._patience.approval_s if within_s is None else within_s)
         return []
 
     def _decided(self, flight: Flight, approved: bool, by: str) -> list[Output]:
@@ -247,6 +253,8 @@ class Runs:
             case Call(_, service, operation, arguments, key):
                 breaker = self._breakers.setdefault(service, Breaker(service, self._rng))
                 if (wait_s := breaker.wait_s(now)) > 0:
+                    if flight.step.optional:
+                        return self._without(flight, f"{service} is left alone for {wait_s:.0f} s")
                     self._retoken(flight, "waiting", now + wait_s)
                     return []
                 flight.probe = breaker.open
@@ -267,12 +275,23 @@ class Runs:
         if outcome.value is not None:
             body = {"step": flight.step.name, "value": dict(outcome.value)}
             return [moved, *self._record(flight, "result", "run.result", body)]
-        if not outcome.retryable or (tried and flight.attempt >= self._patience.attempts_max):
+        if not outcome.retryable or (tried and flight.attempt >= self._tries_of(flight.step)):
+            if flight.step.optional:
+                return [moved, *self._without(flight, outcome.error or "")]
             tries = f" after {flight.attempt} tries" if flight.attempt > 1 else ""
             return [moved, *self._finish(flight, Finish("failed", f"{flight.step.name}: {outcome.error}{tries}"), now)]
         waits = self._wait(flight, outcome.retry_after_s, now)
         flight.attempt += tried
         return [moved, *waits]
+
+    def _tries_of(self, step: AskModel | Call) -> int:
+        most = self._patience.attempts_max
+        return min(most, OPTIONAL_TRIES) if step.optional else most
+
+    def _without(self, flight: Flight, why: str) -> list[Output]:
+        """An optional step that could not be had."""
+        assert flight.step is not None
+        return self._record(flight, "result", "run.result", {"step": flight.step.name, "value": {"failed": why}})
 
     def _judge(self, breaker: Breaker, outcome: StepFinished, now: float) -> None:
         """What a refusal is for is in the call; what passes is in the service."""

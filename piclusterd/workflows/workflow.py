@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol
 from ..ids import RunId
 from ..wire import Hook
 
+TIMEOUT_SAYS = "nobody, in time"
+"""Who said no to what no person answered."""
 Results = Mapping[str, Mapping[str, Any]]
 """Step name → what it returned. A step that is not there has not returned yet."""
 
@@ -25,39 +27,48 @@ Results = Mapping[str, Mapping[str, Any]]
 class AskModel:
     """Ask a local model. The result names who answered: `{"model": str, "node": str}` and
 
-        an OpenAI chat body                                     text: str
+        an OpenAI chat body                                     text: str; choices: {field: {option: probability}}
+                                                                where it has `guided_choice`
         {"task": "embed", "model": str, "texts": [str]}         vectors: [bytes], little-endian float32 of length 1
         {"task": "classify", "model": str, "texts": [str]}      scores: [{label: 0 to 1}], the best label first
 
     Results stay in the ledger: ask for few texts a step.
     `prefer`: a role whose nodes are asked first, where one serves the model.
+    `optional`: after few tries the run goes on without it, and the result is `{"failed": why}`.
     """
 
     name: str
     request: Mapping[str, Any]
     prefer: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operation of a service outside. It may be attempted more than once: `key` makes the effect happen once."""
+    """One operation of a service outside. It may be attempted more than once: `key` makes the effect happen once.
+
+    `optional`: as of `AskModel`.
+    """
 
     name: str
     service: str
     operation: str
     arguments: Mapping[str, Any]
     key: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Approve:
     """A person says yes or no (`picluster jobs approve|reject`); the result is `{"approved": bool, "by": str}`.
 
-    Nobody's answer within the time that the configuration gives is a no. `question` is shown as it stands.
+    Nobody's answer within the time that the configuration gives is a no. `question` is shown as it stands. `within_s`:
+    another time; with it the step is a wait that a person may cut short.
     """
 
     name: str
     question: str
+    within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +84,17 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end. `urgent`: only once the relay outside the house, where there is one, holds a copy of the run."""
+    """The end. `urgent`: only once the relay outside the house, where there is one, holds a copy of the run.
+
+    `case`: what this run adds to what triage remembers of an issue, `{issue, set}` (see `cases`).
+    """
 
     outcome: Literal["done", "failed", "ignored"]
     detail: str = ""
     urgent: bool = False
     marks: Mapping[str, int] = field(default_factory=dict)
     """Service → milliseconds of its own clock up to which we know all that it sent."""
+    case: Mapping[str, Any] | None = None
 
 
 Step = AskModel | Call | Approve | Take | Finish

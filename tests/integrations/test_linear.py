@@ -16,7 +16,8 @@ from piclusterd.demo.linear_double import Fault, FaultKind, LinearDouble, public
 from piclusterd.demo.linear_workspace import Issue
 from piclusterd.errors import UserError
 from piclusterd.integrations import linear_answers
-from piclusterd.integrations.linear import DOCUMENTS, PAGE_ISSUES, LinearClient
+from piclusterd.integrations.linear import PAGE_ISSUES, LinearClient
+from piclusterd.integrations.linear_documents import DOCUMENTS
 from piclusterd.integrations.outcome import CallFailed
 from piclusterd.wire import Hook
 from piclusterd.workflows.triage import Triage
@@ -157,8 +158,8 @@ async def test_an_issue_that_was_asked_for_is_what_its_webhook_would_have_said(
 async def test_an_update_sets_what_is_unset(double: LinearDouble, client: LinearClient) -> None:
     issue = made(double)
     bug = ids.uuid4_of("label", "Bug")
-    done = await update(client, issue, priority=2, added_label_ids=[bug], unless_labels=LABELS)
-    assert done == {"changed": ["priority", "label"]}
+    done = await update(client, issue, priority=2, add=[{"id": bug, "unless": LABELS}])
+    assert done == {"changed": ["priority", "label"], "priority": 2, "label_ids": [bug]}
     assert (issue.priority, issue.label_ids) == (2, [bug])
     assert [effect.change for effect in double.effects] == [{"priority": 2, "added_labels": ["Bug"]}]
 
@@ -168,8 +169,8 @@ async def test_what_a_person_set_in_the_last_moment_stays(double: LinearDouble, 
     await client.perform("issue_context", {"issue": issue.id, "labels": LABELS}, "key")
     double.edit(issue.id, priority=4, labels=["Feature"])
     bug = ids.uuid4_of("label", "Bug")
-    done = await update(client, issue, priority=1, added_label_ids=[bug], unless_labels=LABELS)
-    assert done == {"changed": []}
+    done = await update(client, issue, priority=1, add=[{"id": bug, "unless": LABELS}])
+    assert (done["changed"], done["priority"]) == ([], 4)
     assert (issue.priority, len(issue.label_ids), double.effects) == (4, 1, [])
 
 
@@ -179,15 +180,67 @@ async def test_an_update_whose_answer_was_lost_is_one_effect(double: LinearDoubl
     double.faults.extend([None, Fault("lost")])  # the look is answered, the answer to the mutation is lost
     assert (await failure(client, "issue_update", arguments)).retryable
     assert issue.priority == 2
-    assert await client.perform("issue_update", arguments, "key") == {"changed": []}
+    again = await client.perform("issue_update", arguments, "key")
+    assert again == {"changed": [], "priority": 2, "label_ids": []}
     assert len(double.effects) == 1
+
+
+async def test_what_we_wrote_is_replaced_and_taken_back_and_what_people_wrote_is_not(
+    double: LinearDouble, client: LinearClient
+) -> None:
+    issue = made(double, priority=2, labels=["Bug"])
+    bug, feature = (ids.uuid4_of("label", name) for name in ("Bug", "Feature"))
+    others = [name for name in LABELS if name != "Bug"]
+    swap = {"add": [{"id": feature, "unless": others}], "removed_label_ids": [bug]}
+    done = await update(client, issue, priority=1, instead_of=[2], **swap)
+    assert done == {"changed": ["priority", "label"], "priority": 1, "label_ids": [feature]}
+    double.edit(issue.id, priority=3, labels=["Chore"])
+    done = await update(client, issue, priority=0, instead_of=[1], removed_label_ids=[feature])
+    assert (done["changed"], issue.priority) == ([], 3)
+    done = await update(client, issue, priority=0, instead_of=[3])
+    assert (done["changed"], issue.priority) == (["priority"], 0)
+
+
+async def test_more_writes_than_its_owner_allows_wait_for_the_hour_to_pass(double: LinearDouble, clock: Clock) -> None:
+    client = LinearClient(double.url, double.key, writes_per_hour=2, clock=clock)
+    for _ in range(2):
+        await update(client, made(double), priority=2)
+    fault = await failure(client, "issue_update", {"issue": made(double).id, "priority": 2})
+    assert (fault.retryable, fault.retry_after_s) == (True, 3600.0)
+    assert "linear.writes_per_hour" in str(fault)
+    clock.now += 3600
+    assert (await update(client, made(double), priority=2))["changed"] == ["priority"]
+    assert len(double.effects) == 3
+    await client.close()
+
+
+@pytest.mark.parametrize("operation", ["issue_context", "issue_update", "comment_create"])
+async def test_an_answer_about_something_else_is_noticed_and_what_to_do_is_said(
+    double: LinearDouble, client: LinearClient, operation: str
+) -> None:
+    issue = made(double)
+    arguments = {"issue": issue.id}
+    arguments |= {"id": COMMENT, "body": "x"} if operation == "comment_create" else {}
+    double.faults.append(Fault("wrong-id"))
+    fault = await failure(client, operation, arguments)
+    assert fault.retryable
+    assert "something else" in str(fault)
+    assert "by hand" in str(fault)
+    await client.perform(operation, arguments, "key")
+
+
+async def test_a_success_that_is_none_is_tried_again(double: LinearDouble, client: LinearClient) -> None:
+    double.faults.append(Fault("unsuccessful"))
+    issue = made(double)
+    fault = await failure(client, "comment_create", {"issue": issue.id, "id": COMMENT, "body": "x"})
+    assert (fault.retryable, "did not succeed" in str(fault)) == (True, True)
 
 
 async def test_a_label_that_is_gone_does_not_look_like_an_issue_that_is_gone(
     double: LinearDouble, client: LinearClient
 ) -> None:
     issue = made(double)
-    fault = await failure(client, "issue_update", {"issue": issue.id, "added_label_ids": ["gone"]})
+    fault = await failure(client, "issue_update", {"issue": issue.id, "add": [{"id": "gone"}]})
     assert "IssueLabel" in str(fault)
     assert not fault.retryable
 
@@ -225,6 +278,27 @@ async def test_a_comment_that_people_deleted_is_not_made_again(double: LinearDou
     assert issue.comments == []
 
 
+async def test_a_comment_is_edited_where_it_is_there_and_written_once(
+    double: LinearDouble, client: LinearClient
+) -> None:
+    issue = made(double)
+
+    async def put(body: str) -> Any:
+        return await client.perform("comment_put", {"issue": issue.id, "id": COMMENT, "body": body}, COMMENT)
+
+    assert await put("one") == {"comment": COMMENT, "repeated": False, "edited": False}
+    assert await put("one") == {"comment": COMMENT, "repeated": True, "edited": False}
+    double.faults.extend([None, None, Fault("lost")])
+    with pytest.raises(CallFailed):
+        await put("two")
+    assert await put("two") == {"comment": COMMENT, "repeated": True, "edited": False}
+    assert [effect.kind for effect in double.effects] == ["comment-create", "comment-update"]
+    assert [one["body"] for one in issue.comments] == ["two"]
+    double.delete_comment(COMMENT)
+    await put("three")
+    assert issue.comments == []
+
+
 async def test_a_comment_on_a_deleted_issue_is_missing(double: LinearDouble, client: LinearClient) -> None:
     issue = made(double)
     double.delete(issue.id)
@@ -236,10 +310,10 @@ async def test_a_comment_on_a_deleted_issue_is_missing(double: LinearDouble, cli
     ("operation", "arguments"),
     [
         ("issue_delete", {"issue": "i"}),
-        ("issue_update", {"issue": "i", "priority": 0}),
+        ("issue_update", {"issue": "i", "priority": -1}),
         ("issue_update", {"issue": "i", "priority": 5}),
         ("issue_update", {"issue": "i", "state": "done"}),
-        ("issue_update", {"issue": "i", "added_label_ids": ["a b"]}),
+        ("issue_update", {"issue": "i", "add": [{"id": "a b"}]}),
         ("issue_context", {"issue": 'x") { id } #'}),
         ("comment_create", {"issue": "i", "id": COMMENT, "body": ""}),
         ("comment_create", {"issue": "i", "id": COMMENT, "body": "x" * 5000}),

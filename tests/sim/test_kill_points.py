@@ -35,7 +35,7 @@ END_S = 60.0
 class Linear(Service):
     """One issue; `writes` are the changes that were really made to it, each kind of which may be made once."""
 
-    reads = ("issue_context",)
+    reads = ("issue_context", "similar")
 
     def __init__(self, done: Callable[[], None]) -> None:
         super().__init__()
@@ -53,11 +53,13 @@ class Linear(Service):
         match operation:
             case "issue_context":
                 answer = {"id": ISSUE, "title": DATA["title"], "state": "triage", "priority": self.priority}
+            case "similar":
+                return {"near": []}
             case "issue_update":
                 changed = ["priority"] if self.priority == 0 else []
                 self.priority = self.priority or arguments["priority"]
                 self.writes += changed
-                answer = {"changed": changed}
+                answer = {"changed": changed, "priority": self.priority, "label_ids": []}
             case _:
                 repeated = arguments["id"] in self.comments
                 if not repeated:

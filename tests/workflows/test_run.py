@@ -34,8 +34,16 @@ from piclusterd.wire import Hook
 from piclusterd.workflows.breaker import FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_S
 from piclusterd.workflows.flight import Patience
 from piclusterd.workflows.journal import Journal, digest_of
-from piclusterd.workflows.run import ACT_TIMEOUT_S, ACTIVE_MAX, BACKOFF_FIRST_S, BACKOFF_MAX_S, TIMEOUT_SAYS, Runs
-from piclusterd.workflows.workflow import Approve, Call, Finish, Results, Step, Take, Workflow, wanted_by
+from piclusterd.workflows.run import (
+    ACT_TIMEOUT_S,
+    ACTIVE_MAX,
+    BACKOFF_FIRST_S,
+    BACKOFF_MAX_S,
+    OPTIONAL_TRIES,
+    TIMEOUT_SAYS,
+    Runs,
+)
+from piclusterd.workflows.workflow import Approve, AskModel, Call, Finish, Results, Step, Take, Workflow, wanted_by
 
 from .desk import LOG, Ledger, ThreeSteps, hook, run_of
 
@@ -850,3 +858,82 @@ def test_the_first_workflow_that_wants_a_webhook_has_it() -> None:
     workflows: dict[str, Workflow] = {"never": Never(), "three": ThreeSteps(), "again": ThreeSteps()}
     assert wanted_by(workflows, hook("k")) == ("three", "about k")
     assert wanted_by(workflows, hook("k", "skip")) == ("", "")
+
+
+# steps that may be missed, waits, what is learnt ---------------------------------------------------------------------
+class Lenient:
+    """An optional model and an optional call, a wait, then an end with a case."""
+
+    name = "three"
+
+    def wants(self, hook: Hook) -> str | None:
+        return "t"
+
+    def next(self, run: RunId, hook: Hook, results: Results) -> Step:
+        if "look" not in results:
+            return AskModel("look", {}, optional=True)
+        if "call" not in results:
+            return Call("call", "memory", "similar", {}, "", optional=True)
+        if "wait" not in results:
+            return Approve("wait", "now?", within_s=7.0)
+        return Finish("done", str(results["look"]), case={"issue": "i", "set": {"title": "t"}})
+
+
+def test_an_optional_step_that_cannot_be_had_is_passed_over_after_few_tries() -> None:
+    office = Office(workflow=Lenient())
+    office.activate()
+    office.hook()
+    office.land(office.next_append("run.intent", "look"))
+    for _ in range(OPTIONAL_TRIES):
+        office.fail(office.next_act())
+        if not office.todo:
+            office.tick()
+    append = office.next_append("run.result", "look")
+    assert append.records[0].body["value"] == {"failed": "boom"}
+    office.land(append)
+    office.land(office.next_append("run.intent", "call"))
+    office.fail(office.next_act(), retryable=False)
+    assert office.next_append("run.result", "call").records[0].body["value"] == {"failed": "boom"}
+
+
+def test_an_optional_call_does_not_wait_for_an_ailing_service() -> None:
+    office = Office(workflow=Lenient())
+    office.activate()
+    for number in range(FAILURES_MAX):
+        office.hook(f"k{number}")
+        office.land(office.next_append("run.intent", "look"))
+        office.finish(office.next_act())
+        office.land(office.next_append("run.result", "look"))
+        office.land(office.next_append("run.intent", "call"))
+        if isinstance(office.todo[0], CallOut):
+            office.fail(office.next_act())
+            while office.todo == deque():
+                office.tick()
+        if isinstance(office.todo[0], CallOut):
+            office.fail(office.next_act())
+        told = office.next_append("run.result", "call").records[0].body["value"]
+        if "left alone" in told["failed"]:
+            return
+    raise AssertionError("the breaker never opened")
+
+
+def test_a_wait_ends_by_itself_in_its_own_time_and_what_was_learnt_is_told_with_the_end() -> None:
+    office = Office(workflow=Lenient())
+    office.activate()
+    office.hook()
+    for step in ("look", "call"):
+        office.land(office.next_append("run.intent", step))
+        office.finish(office.next_act())
+        office.land(office.next_append("run.result", step))
+    office.land(office.next_append("run.intent", "wait"))
+    assert office.machine.deadline() == office.now + 7.0
+    office.tick()
+    append = office.next_append("run.result", "wait")
+    assert append.records[0].body["value"] == {"approved": False, "by": TIMEOUT_SAYS}
+    office.land(append)
+    end = office.todo.popleft()
+    assert isinstance(end, Append)
+    assert [record.kind for record in end.records] == ["case", "run.done"]
+    office.land(end)
+    assert office.journal.cases.of("i") is not None
+    assert office.state() == "done"

@@ -58,8 +58,12 @@ def said(text: str) -> dict[str, Any]:
     return {"text": text, "model": "small", "node": "pi-1"}
 
 
+NOTHING: Mapping[str, Any] = {"similar": {}, "resimilar": {}}
+"""What a memory without cases says."""
+
+
 def step(results: Mapping[str, Any], policy: config.Triage | None = None) -> Step:
-    return workflow(policy).next(RUN, hook(created()), results)
+    return workflow(policy).next(RUN, hook(created()), {**NOTHING, **results})
 
 
 def the_comment(reason: str) -> str:
@@ -160,9 +164,8 @@ def test_then_a_model_is_asked_with_the_text_as_it_is_now_and_nothing_else() -> 
     assert ask.request["messages"] == prompt_messages("Now", "newer text")
     assert ask.request["temperature"] == 0
     assert "tools" not in ask.request
-    schema = ask.request["response_format"]["json_schema"]["schema"]
-    assert list(schema["properties"]) == ["type", "priority", "reason"]
-    assert schema["properties"]["type"]["enum"] == ["bug", "feature", "question", "chore"]
+    assert list(ask.request["guided_choice"]) == ["type", "priority", "reason"]
+    assert ask.request["guided_choice"]["type"] == ["bug", "feature", "question", "chore"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_the_messages_are_those_the_demo_model_was_trained_on(title: str, body: 
 
 def test_a_model_with_a_longer_context_may_be_shown_more() -> None:
     more = Triage(config.Triage(), "large", US, body_bytes=5000)
-    ask = more.next(RUN, hook(created()), {"context": context(description="x" * 9000)})
+    ask = more.next(RUN, hook(created()), {"context": context(description="x" * 9000), "similar": {}})
     assert isinstance(ask, AskModel)
     assert ask.request["messages"][1]["content"].count("x") == 5000
 
@@ -197,14 +200,15 @@ def test_before_writing_the_issue_is_read_once_more() -> None:
 
 @pytest.mark.parametrize(("priority", "number"), [("P0", 1), ("P1", 2), ("P2", 3), ("P3", 4)])
 def test_the_update_sets_priority_and_label(priority: str, number: int) -> None:
-    call = step({"context": context(), "classify": answer(priority=priority), "recheck": context()})
+    issue = context(title="Outage: crash on start")
+    call = step({"context": issue, "classify": answer(priority=priority), "recheck": issue})
     assert isinstance(call, Call)
     assert (call.name, call.operation) == ("update", "issue_update")
     assert call.arguments == {
         "issue": "i-1",
         "priority": number,
-        "added_label_ids": ["l-Bug"],
-        "unless_labels": ["Bug", "Chore", "Feature", "Question"],
+        "instead_of": [0],
+        "add": [{"id": "l-Bug", "unless": LABELS}],
     }
 
 
@@ -218,7 +222,7 @@ def test_a_type_label_that_a_person_set_while_the_model_thought_stays_alone() ->
     now = context(labels=[{"id": "l-Chore", "name": "CHORE"}])
     call = step({"context": context(), "classify": answer(), "recheck": now})
     assert isinstance(call, Call)
-    assert "added_label_ids" not in call.arguments
+    assert "add" not in call.arguments
 
 
 @pytest.mark.parametrize(
@@ -244,40 +248,41 @@ def test_a_text_edited_meanwhile_is_judged_again_and_that_verdict_counts() -> No
     assert ask.request["messages"] == prompt_messages("A question", "How?")
     call = step(results | {"reclassify": answer("question", "P3")})
     assert isinstance(call, Call)
-    assert (call.arguments["priority"], call.arguments["added_label_ids"]) == (4, ["l-Question"])
+    assert (call.arguments["priority"], [one["id"] for one in call.arguments["add"]]) == (4, ["l-Question"])
 
 
 def test_where_there_is_nothing_to_set_the_update_is_left_out() -> None:
     now = context(priority=2, team_labels=[])
     call = step({"context": now, "classify": answer(), "recheck": now})
     assert isinstance(call, Call)
-    assert call.operation == "comment_create"
+    assert call.operation == "comment_put"
 
 
 def test_a_type_without_a_label_in_the_policy_gets_none() -> None:
     policy = config.Triage(labels={"bug": "Bug"})
     call = step({"context": context(), "classify": answer("chore"), "recheck": context()}, policy)
     assert isinstance(call, Call)
-    assert call.arguments == {"issue": "i-1", "priority": 2}
+    assert call.arguments == {"issue": "i-1", "priority": 2, "instead_of": [0]}
 
 
 def test_a_policy_may_name_more_types() -> None:
     policy = config.Triage(labels={"security": "Security"})
     ask = step({"context": context()}, policy)
     assert isinstance(ask, AskModel)
-    schema = ask.request["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["type"]["enum"] == ["bug", "feature", "question", "chore", "security"]
+    assert ask.request["guided_choice"]["type"] == ["bug", "feature", "question", "chore", "security"]
 
 
-def test_the_comment_is_one_per_run_and_says_what_wrote_it() -> None:
+def test_the_comment_is_one_per_issue_and_says_what_wrote_it() -> None:
     results = {"context": context(), "classify": answer(), "recheck": context()}
     call = step(results | {"update": {"changed": ["priority", "label"]}})
     assert isinstance(call, Call)
-    assert call.key == call.arguments["id"] == ids.uuid4_of(RUN, "comment")
+    assert call.operation == "comment_put"
+    assert call.key == call.arguments["id"] == ids.uuid4_of("triage-comment", "i-1")
     assert call.arguments["body"].splitlines() == [
         "**bug · P1**: it crashes for everyone",
         "",
-        "_Set: priority and label. Generated by a small local model (`small` on `pi-1`), may be wrong._",
+        "_Set: priority (75%) and label (75%). Generated by a small local model (`small` on `pi-1`), may be wrong. "
+        "Answer `@picluster undo`, `apply`, `why` or `retry`._",
         "",
         f"[//]: # (piclusterd triage {RUN})",
     ]
@@ -287,7 +292,8 @@ def test_the_comment_is_one_per_run_and_says_what_wrote_it() -> None:
 def test_it_is_done_after_the_comment() -> None:
     results = {"context": context(), "classify": answer(), "recheck": context(), "update": {"changed": ["label"]}}
     finish = step(results | {"comment": {"comment": "id", "repeated": False}})
-    assert finish == Finish("done", "bug P1: it crashes for everyone", urgent=True)
+    assert isinstance(finish, Finish)
+    assert (finish.outcome, finish.detail, finish.urgent) == ("done", "bug P1: it crashes for everyone", True)
 
 
 @pytest.mark.parametrize("lost_at", ["update", "comment"])
@@ -299,7 +305,10 @@ def test_an_issue_deleted_during_the_writes_ends_the_run_quietly(lost_at: str) -
 
 def test_shadow_mode_decides_and_writes_nothing() -> None:
     finish = step({"context": context(), "classify": answer()}, config.Triage(mode="shadow"))
-    assert finish == Finish("done", "shadow: bug P1: it crashes for everyone")
+    assert isinstance(finish, Finish)
+    assert (finish.outcome, finish.detail) == ("done", "shadow: bug P1: it crashes for everyone")
+    assert finish.case is not None
+    assert finish.case["set"]["wrote"] == {"priority": 0, "labels": []}
 
 
 def test_switching_triage_off_stops_open_runs() -> None:
@@ -327,7 +336,6 @@ def test_a_context_of_another_shape_fails_the_run_and_does_not_raise() -> None:
         "bug P1",
         '{"type": "bug", "priority": "P9", "reason": "x"}',
         '{"type": "security-approved", "priority": "P1", "reason": "x"}',
-        '{"type": "bug", "priority": "P1"}',
         '{"type": "bug", "priority": "P1", "reason": "x", "state": "closed"}',
         '{"type": "bug", "priority": "P1", "reason": "x", "duplicate_of": 999999}',
         '{"type": ["bug"], "priority": "P1", "reason": "x"}',
@@ -358,8 +366,8 @@ def test_an_issue_that_orders_the_bot_about_reaches_only_fixed_labels() -> None:
     call = step({"context": evil, "classify": answer("question"), "recheck": evil})
     assert isinstance(call, Call)
     assert call.operation == "issue_update"
-    assert set(call.arguments) == {"issue", "priority", "added_label_ids", "unless_labels"}
-    assert call.arguments["added_label_ids"] == ["l-Question"]
+    assert set(call.arguments) == {"issue", "priority", "instead_of", "add"}
+    assert [one["id"] for one in call.arguments["add"]] == ["l-Question"]
 
 
 def test_chat_template_tokens_in_an_issue_stay_inside_the_users_turn() -> None:  # D2

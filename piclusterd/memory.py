@@ -1,0 +1,114 @@
+"""The service `memory`: what triage remembers, for its runs. It reads the fold on this node and changes nothing.
+
+    similar  {issue, team, encoder, text} ─▶ a vector (by a model of the cluster, or by words) ─▶ the nearest cases,
+                                             how verdicts stood so far, what was said of this very issue before
+    case     {issue}                      ─▶ what is remembered of one, or {missing}
+    quiet    {hours, timezone}            ─▶ {wait_s}: until a team's quiet hours are over; 0 outside of them
+
+Where no node embeds now, words alone tell what is similar: other cases of that kind are found, and none is mixed up
+with a model's.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from .errors import PiclusterError
+from .inference.protocol import Embedded, EmbedRequest
+from .integrations.outcome import CallFailed
+from .views import Choice
+from .workflows.cases import FIELDS, Case, Cases
+from .workflows.triage_policy import quiet_hours
+from .workflows.vectors import WORDS, of_words, quantised
+
+log = logging.getLogger("piclusterd")
+
+Embed = Callable[[EmbedRequest], Awaitable[tuple[Choice, Embedded]]]
+
+
+class _Similar(msgspec.Struct, frozen=True):
+    issue: str
+    team: str
+    encoder: str
+    text: str
+
+
+class Memory:
+    def __init__(
+        self,
+        cases: Callable[[], Cases],
+        embed: Embed,
+        clock: Callable[[ZoneInfo], datetime] = datetime.now,
+    ) -> None:
+        """`cases()`: the fold, as it is now."""
+        self._cases = cases
+        self._embed = embed
+        self._clock = clock
+
+    async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        match operation:
+            case "similar":
+                return await self.similar(msgspec.convert(arguments, _Similar))
+            case "case":
+                case = self._cases().of(str(arguments["issue"]))
+                return {"missing": True} if case is None else {"case": case.as_dict()}
+            case "quiet":
+                return {"wait_s": self._quiet_s(str(arguments["hours"]), str(arguments["timezone"]))}
+            case _:
+                raise CallFailed(f"the memory has no operation {operation!r}", retryable=False)
+
+    async def similar(self, ask: _Similar) -> dict[str, Any]:
+        """As `workflows.triage_decide.Recalled`."""
+        vector, encoder = await self.vector(ask.encoder, ask.text)
+        cases = self._cases()
+        known = cases.of(ask.issue)
+        return {
+            "vector": vector,
+            "encoder": encoder,
+            "near": [_near(like, case) for like, case in cases.near(vector, encoder, ask.team, ask.issue)],
+            "bins": {name: cases.bins(name) for name in FIELDS},
+            "case": {} if known is None else known.as_dict(),
+        }
+
+    async def vector(self, encoder: str, text: str) -> tuple[bytes, str]:
+        """The vector of `text`, and what made it."""
+        if encoder == WORDS:
+            return of_words(text), WORDS
+        try:
+            _, embedded = await self._embed(EmbedRequest(encoder, (text,)))
+        except (PiclusterError, OSError, TimeoutError) as fault:
+            log.warning("similar issues are told by words alone: %s", fault)
+            return of_words(text), WORDS
+        numbers = array.array("f", embedded.vectors[0])
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return quantised(numbers), encoder
+
+    def _quiet_s(self, hours: str, timezone: str) -> float:
+        between = quiet_hours(hours)
+        if between is None:
+            return 0.0
+        begins, ends = between
+        now = self._clock(ZoneInfo(timezone))
+        at = now.time()
+        inside = begins <= at < ends if begins < ends else at >= begins or at < ends
+        until = now.replace(hour=ends.hour, minute=ends.minute, second=0, microsecond=0)
+        return ((until if until > now else until + timedelta(days=1)) - now).total_seconds() if inside else 0.0
+
+
+def _near(like: float, case: Case) -> dict[str, Any]:
+    return {
+        "identifier": case.get("identifier", ""),
+        "title": case.get("title", ""),
+        "text": case.get("text", ""),
+        "likeness": round(like, 4),
+        "holds": {name: list(held) for name in FIELDS if (held := case.holds(name))[0]},
+    }

@@ -1,0 +1,162 @@
+"""From what rules, a model and similar issues say to a verdict: each field's value, confidence and where it is from.
+
+    model's probabilities ─┐ pooled: the more alike and the better judged
+    similar issues' votes ─┴ the others are, the more they count  ─▶ calibrated by what people made of such verdicts
+    rules before ─▶ certain          rules after: a raise; a P0 that nothing confirms is P1
+
+Pooling is linear, (1-λ)·model + λ·votes with λ = W/(W + VOTES_HALF), W being likeness² times trust, summed over the
+nearest cases: far issues say next to nothing, and one that says the same and was judged outweighs the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from .cases import calibrated
+from .triage_issue import PRIORITIES
+from .triage_policy import Policy
+from .triage_rules import Certain
+
+VOTES_HALF = 0.35
+"""Votes of this weight count as much as the model: likeness 0.6 to one issue that a person judged."""
+TOLD = 0.75
+"""The confidence in an answer whose model tells no probabilities (a provider outside, or an older node)."""
+NONE = "none"
+"""The model's word for no further label."""
+Odds = Mapping[str, float]
+
+
+class Near(msgspec.Struct, frozen=True):
+    """A similar issue, as the service `memory` tells it. `holds`: field → [value, how much that counts]."""
+
+    identifier: str
+    title: str
+    likeness: float
+    holds: dict[str, tuple[str, float]] = {}
+    text: str = ""
+
+
+class Recalled(msgspec.Struct, frozen=True):
+    """What the service `memory` returns for an issue. `case`: what we said of it before; empty where nothing."""
+
+    vector: bytes = b""
+    encoder: str = ""
+    near: tuple[Near, ...] = ()
+    bins: dict[str, list[list[int]]] = {}
+    case: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A model's answer: odds of each field's values; `reason` where it gave one already."""
+
+    odds: Mapping[str, Odds]
+    model: str
+    node: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One field of a verdict. `raw` is the confidence before calibration; `source`: rule, model or similar issues."""
+
+    value: str
+    raw: float
+    confidence: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    type: Judged
+    priority: Judged
+    label: Judged | None
+    duplicate: Near | None
+    reason: str
+    model: str
+    node: str
+    why: tuple[str, ...] = ()
+    near: tuple[Near, ...] = ()
+    urgent: bool = False
+    """It was P0 before the rules that come after, and no rule had said so."""
+
+    @property
+    def fields(self) -> dict[str, Judged]:
+        found = {"type": self.type, "priority": self.priority}
+        return found | ({"label": self.label} if self.label else {})
+
+    def __str__(self) -> str:
+        return f"{self.type.value} {self.priority.value}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that a verdict is made of."""
+
+    policy: Policy
+    certain: Certain
+    recalled: Recalled = field(default_factory=Recalled)
+
+
+def decide(evidence: Evidence, answered: Answered) -> Verdict:
+    policy, rules, recalled = evidence.policy, evidence.certain, evidence.recalled
+    kind = _field("type", rules.type, answered, policy.types, recalled)
+    priority = _field("priority", rules.priority, answered, tuple(PRIORITIES), recalled)
+    urgent = priority.value == "P0" and priority.source != "rule"
+    priority, told = _after(priority, rules, policy)
+    label = None
+    if rules.labels:
+        label = Judged(rules.labels[0], 1.0, 1.0, "rule")
+    elif policy.labels_more and "label" in policy.fields:
+        found = _field("label", "", answered, (*policy.labels_more, NONE), recalled)
+        label = found if found.value != NONE else None
+    near = recalled.near
+    twin = near[0] if near and near[0].likeness >= policy.duplicate and "duplicate" in policy.fields else None
+    return Verdict(kind, priority, label, twin, answered.reason, answered.model, answered.node,
+                   (*rules.why, *told), near, urgent)  # fmt: skip
+
+
+def is_unsure(verdict: Verdict, policy: Policy) -> bool:
+    """Should a larger model look?"""
+    judged = [verdict.fields[name] for name in ("type", "priority") if name in policy.fields]
+    return verdict.urgent or any(one.confidence < policy.escalate_below for one in judged)
+
+
+def _field(name: str, rule: str, answered: Answered, options: Sequence[str], recalled: Recalled) -> Judged:
+    if rule:
+        return Judged(rule, 1.0, 1.0, "rule")
+    odds, weight = votes(name, options, recalled.near)
+    said = answered.odds.get(name) or dict.fromkeys(options, 1.0 / len(options))
+    share = weight / (weight + VOTES_HALF)
+    pooled = {option: (1 - share) * said.get(option, 0.0) + share * odds.get(option, 0.0) for option in options}
+    best = max(options, key=lambda option: pooled[option])
+    raw = min(pooled[best], 1.0)
+    source = "model" if said.get(best, 0.0) * (1 - share) >= odds.get(best, 0.0) * share else "similar issues"
+    return Judged(best, raw, calibrated(raw, recalled.bins.get(name, [])), source)
+
+
+def votes(name: str, options: Sequence[str], near: Sequence[Near]) -> tuple[Odds, float]:
+    """What similar issues say of a field, and how much that weighs."""
+    counted = dict.fromkeys(options, 0.0)
+    for case in near:
+        value, trust = case.holds.get(name, ("", 0.0))
+        if value in counted:
+            counted[value] += max(case.likeness, 0.0) ** 2 * trust
+    total = sum(counted.values())
+    return ({option: weight / total for option, weight in counted.items()} if total else {}), total
+
+
+def _after(priority: Judged, rules: Certain, policy: Policy) -> tuple[Judged, tuple[str, ...]]:
+    """The rules that come after the model; P0 < P1 as text, too."""
+    value, told = priority.value, []
+    if rules.at_least and value > rules.at_least:
+        told.append(f"raised from {value} by a rule")
+        return Judged(rules.at_least, 1.0, 1.0, "rule"), tuple(told)
+    if value == "P0" and not rules.confirms_p0 and priority.confidence < policy.p0_confidence:
+        told.append(f"P0 at {priority.confidence:.0%} is not confirmed")
+        return Judged("P1", priority.raw, priority.confidence, priority.source), tuple(told)
+    return priority, ()
