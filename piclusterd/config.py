@@ -62,7 +62,9 @@ class Api:
             description="unix socket of the local client; empty: $RUNTIME_DIRECTORY/api.sock, else <state_dir>/api.sock"
         ),
     ] = ""
-    keys_file: Annotated[str, Meta(description="file with one bearer key a line; empty: no key is asked for")] = ""
+    keys_file: Annotated[
+        str, Meta(description="file with one bearer key a line (`picluster keys create`); empty: no key is asked for")
+    ] = ""
     allowed_hosts: Annotated[
         tuple[str, ...],
         Meta(max_length=32, description="names accepted in Host beside addresses, localhost and *.local"),

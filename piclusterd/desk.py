@@ -52,6 +52,8 @@ from .views import View
 from .web import admin, models, ollama, openai
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
+from .web.keys import Keyring, visible
+from .web.metered import Metered
 from .web.metrics import Meters
 from .web.ollama_schema import Card
 from .web.stream import EventBus
@@ -116,7 +118,7 @@ class Desk:
         self._secrets = {source: secret(file) for source, file in files.items() if file}
         self._lists = Lists(config.webhooks.github_repos, config.webhooks.github_events)
         self._jobs = Jobs(me.node, me.name, mailbox, links, self.view, config.state_dir / "ledger.db")
-        self._keys = frozenset(secret(config.api.keys_file)) if config.api.keys_file else frozenset()
+        self._keys = Keyring(partial(secret, config.api.keys_file)) if config.api.keys_file else None
         hub_tokens = secret(config.hub.token_file) if config.hub.url else ()
         self._hub_token = hub_tokens[0] if hub_tokens else ""
         self._secrets["selftest"] = tuple(map(selftest_secret, hub_tokens))
@@ -130,6 +132,7 @@ class Desk:
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
         """What the client listener is made of."""
+        answering = Metered(self.serving)
         return Doors(
             name=self._me.name,
             release=__version__,
@@ -152,11 +155,11 @@ class Desk:
             ledger_fault=ledger_fault,
             secrets=self._secrets,
             lists=self._lists,
-            api_keys=self._keys,
+            keys=self._keys,
             allowed_hosts=self._config.api.allowed_hosts,
             extra_routes=[
-                *openai.routes(self.serving, self._list_models),
-                *ollama.routes(self.serving, self._cards),
+                *openai.routes(answering, self._list_models),
+                *ollama.routes(answering, self._cards),
                 *models.routes(self.stock.ask, self.stock.take),
             ],
         )
@@ -181,10 +184,11 @@ class Desk:
     async def _list_models(self) -> list[dict[str, Any]]:
         view = await self.view()
         alive = [member for member in view.members if member.state == "alive"]
-        return [{"id": name} for name in sorted({model.name for member in alive for model in member.facts.models})]
+        there = {model.name for member in alive for model in member.facts.models}
+        return [{"id": name} for name in sorted(filter(visible, there))]
 
     async def _cards(self) -> list[Card]:
-        return ollama.cards(await self.view())
+        return [card for card in ollama.cards(await self.view()) if visible(card.name)]
 
     # peers ---------------------------------------------------------------------------------------------------
     def _relay(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:

@@ -30,7 +30,7 @@ FAILED, UNREACHABLE, USAGE, INTERRUPTED = 1, 3, 64, 130
 COMMANDS = {
     "init": "setup", "join": "setup", "token": "setup", "config": "setup",
     "status": "status", "models": "status", "events": "status", "chat": "chat",
-    "node": "node", "voter": "voter", "ca": "ca", "coordinator": "coordinator", "jobs": "jobs",
+    "node": "node", "voter": "voter", "ca": "ca", "coordinator": "coordinator", "jobs": "jobs", "keys": "keys",
     "ledger": "ledger", "backup": "backup", "recover": "backup",
     "doctor": "doctor", "hub": "hub", "selftest": "selftest",
 }  # fmt: skip

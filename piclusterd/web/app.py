@@ -13,7 +13,6 @@ and told without its traceback.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import json
 import logging
@@ -38,6 +37,7 @@ from ..wire import HOOK_BYTES_MAX, Hook
 from . import admin, health, hooks, metrics, status, stream
 from . import ollama_schema as ollama
 from .admin import AdminDoors
+from .keys import Keyring, NoKey, caller
 from .listener import ANSWERING, Answering, route_of
 from .metrics import Meters
 from .stream import EventBus
@@ -55,15 +55,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Server": "piclusterd",
 }
-JOIN_TOKEN = b"pcl1."
-"""How a join token begins (`cluster.tokens`): whoever shows one here has mixed up two secrets."""
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 421: "unknown_host", 429: "overloaded",
          503: "unavailable"}  # fmt: skip
-
-
-class NoKey(Refused):
-    status = 401
 
 
 class WrongHost(Refused):
@@ -89,8 +83,8 @@ class Doors:
     secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Webhook secrets by source."""
     lists: hooks.Lists = field(default_factory=hooks.Lists)
-    api_keys: frozenset[str] = frozenset()
-    """Bearer keys of /v1 and /api; empty: open."""
+    keys: Keyring | None = None
+    """Bearer keys of /v1 and /api; None: open."""
     allowed_hosts: tuple[str, ...] = ()
     extra_routes: Sequence[web.AbstractRouteDef] = ()
     wall: Callable[[], float] = time.time
@@ -109,8 +103,8 @@ def make_app(doors: Doors) -> web.Application:
     """The application; it starts nothing until it is served."""
     answering = Answering()
     guards = [_identify(doors.meters), answering.count, _explain, _guard_host(doors.name, doors.allowed_hosts)]
-    if doors.api_keys:
-        guards.append(_guard_keys(doors.api_keys))
+    if doors.keys is not None:
+        guards.append(_guard_keys(doors.keys))
     app = web.Application(middlewares=guards, client_max_size=BODY_BYTES_MAX)
     app[ANSWERING] = answering
     page = status.Page(doors.view, doors.edge, doors.bus, doors.release, doors.wall, lambda: _uptime(doors))
@@ -267,21 +261,16 @@ def host_allowed(host: str, known: frozenset[str]) -> bool:
     return True
 
 
-def _guard_keys(keys: frozenset[str]) -> Middleware:
-    wanted = [key.encode() for key in keys]
-
+def _guard_keys(keys: Keyring) -> Middleware:
     @web.middleware
     async def guard_keys(request: web.Request, handler: Handler) -> web.StreamResponse:
         """/v1 and /api ask for a key; the unix socket has shown who it is by its file mode."""
         if not route_of(request).startswith(("/v1/", "/api/")) or admin.is_local(request):
             return await handler(request)
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        offered = given.strip().encode("utf-8", "surrogateescape")  # headers are bytes: any may come
-        matches = [hmac.compare_digest(offered, key) for key in wanted]  # a list: no early exit
-        if scheme.lower() != "bearer" or not any(matches):
-            if offered.startswith(JOIN_TOKEN):
-                raise Refused("a join token is no API key", "it admits nodes", "Use a key of [api] keys_file.")
-            raise NoKey("no valid API key", "this node asks for one", "Send `Authorization: Bearer <key>`.")
+        who = await keys.identify(request.headers.get("Authorization", ""))
+        if request.method == "POST":
+            who.ask()
+        caller.set(who)
         return await handler(request)
 
     return guard_keys

@@ -20,8 +20,9 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import NotFound, PiclusterError, Refused, Unavailable, UserError
+from ..inference.answering import Answering
 from ..inference.protocol import Delta, Done, GenerateRequest
-from ..inference.serving import Serving, Started
+from ..inference.serving import Started
 from ..views import View
 from . import ollama_schema as schema
 from .node_headers import node_headers
@@ -51,7 +52,7 @@ Pull = Callable[[str], AsyncGenerator[dict[str, Any], None]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def routes(serving: Serving, cards: Cards, pull: Pull | None = None) -> list[web.RouteDef]:
+def routes(serving: Answering, cards: Cards, pull: Pull | None = None) -> list[web.RouteDef]:
     """The API's routes. Without `pull` this node fetches no models for clients."""
     api = _Api(serving, cards, pull)
     made = [
@@ -101,7 +102,7 @@ def failed(fault: PiclusterError, status: int | None = None) -> web.Response:
 
 
 class _Api:
-    def __init__(self, serving: Serving, cards: Cards, pull: Pull | None) -> None:
+    def __init__(self, serving: Answering, cards: Cards, pull: Pull | None) -> None:
         self._serving, self._cards, self._pull = serving, cards, pull
 
     # models ------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from aiohttp import web
 
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice
+from ..inference.answering import Answering
 from ..inference.openai_body import (
     ChatBody,
     CompletionBody,
@@ -37,7 +38,7 @@ from ..inference.openai_body import (
     parse,
 )
 from ..inference.protocol import Delta, Done, GenerateRequest
-from ..inference.serving import Serving, Started
+from ..inference.serving import Started
 from . import openai_schema as schema
 from .node_headers import node_headers
 from .silences import KEEP_ALIVE_S, with_silences
@@ -48,7 +49,7 @@ Indexed = tuple[int, Item]
 """An item, and which of the `n` answers it belongs to."""
 
 
-def routes(serving: Serving, list_models: ListModels) -> list[web.RouteDef]:
+def routes(serving: Answering, list_models: ListModels) -> list[web.RouteDef]:
     """The API's routes. `list_models` tells what the cluster serves: dicts with at least `id`."""
     api = _Api(serving, list_models)
     return [
@@ -83,7 +84,7 @@ def _error(fault: PiclusterError) -> web.Response:
 
 
 class _Api:
-    def __init__(self, serving: Serving, list_models: ListModels) -> None:
+    def __init__(self, serving: Answering, list_models: ListModels) -> None:
         self._serving = serving
         self._list_models = list_models
 

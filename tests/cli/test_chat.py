@@ -12,7 +12,7 @@ from aiohttp import web
 
 from piclusterd.web.app import make_app
 from piclusterd.web.listener import Served, serve
-from tests.web.house import Node
+from tests.web.house import Node, ring
 
 from .command import picluster
 
@@ -58,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def served(model: Model, path: Path) -> AsyncIterator[Served]:
-    doors = Node().doors(extra_routes=model.routes(), api_keys=frozenset({KEY}))
+    doors = Node().doors(extra_routes=model.routes(), keys=ring(KEY))
     listener = await serve(make_app(doors), "127.0.0.1", 0, path)
     yield listener
     await listener.close()

@@ -27,6 +27,7 @@ from piclusterd.web.admin import (
     VoterWish,
 )
 from piclusterd.web.app import Doors, make_app
+from piclusterd.web.keys import Keyring
 from piclusterd.web.listener import serve
 from piclusterd.web.stream import EventBus
 from piclusterd.wire import Facts, Head, Hook, ModelFacts, Voters
@@ -89,6 +90,11 @@ def view(*members: MemberView, **changes: Any) -> View:
         hooks=117,
     )
     return dataclasses.replace(calm, **changes)
+
+
+def ring(*keys: str) -> Keyring:
+    """The keys in these lines of a file."""
+    return Keyring(lambda: keys)
 
 
 class Node:

@@ -17,7 +17,7 @@ from piclusterd.errors import Broken, NotFound, Overloaded, Unavailable, UserErr
 from piclusterd.web.app import BODY_BYTES_MAX, host_allowed, make_app
 from piclusterd.web.listener import serve
 
-from .house import Node, node, serving
+from .house import Node, node, ring, serving
 
 KEY = {"Authorization": "Bearer key-of-mine"}
 
@@ -81,7 +81,7 @@ async def test_a_sane_request_id_is_kept_and_any_other_replaced() -> None:
 
 async def test_keys_guard_the_apis_and_nothing_else() -> None:
     routes = [web.get("/v1/models", _ok), web.get("/api/tags", _ok)]
-    async with serving(Node().doors(api_keys=frozenset({"key-of-mine", "other"}), extra_routes=routes)) as client:
+    async with serving(Node().doors(keys=ring("key-of-mine", "other"), extra_routes=routes)) as client:
         for path in ("/v1/models", "/api/tags", "/%761/models"):
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic key-of-mine"}):
                 async with client.get(path, headers=headers) as answer:
@@ -97,7 +97,7 @@ async def test_keys_guard_the_apis_and_nothing_else() -> None:
 
 
 async def test_a_key_that_is_not_text_is_refused_like_any_other() -> None:
-    doors = Node().doors(api_keys=frozenset({"key"}), extra_routes=[web.get("/v1/models", _ok)])
+    doors = Node().doors(keys=ring("key"), extra_routes=[web.get("/v1/models", _ok)])
     served = await serve(make_app(doors), "127.0.0.1", 0)
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -257,9 +257,9 @@ async def test_the_owners_doors_are_shut_over_tcp() -> None:
 
 async def test_the_owner_sees_the_view_and_makes_lists_and_revokes_tokens(tmp_path: Path) -> None:
     cluster = Node()
-    keys = frozenset({"k"})
+    keys = ring("k")
     routes = [web.get("/v1/models", _ok)]
-    async with serving(cluster.doors(api_keys=keys, extra_routes=routes), tmp_path / "api.sock") as client:
+    async with serving(cluster.doors(keys=keys, extra_routes=routes), tmp_path / "api.sock") as client:
         async with client.get("/admin/view") as answer:
             assert (await answer.json())["leader"] == node(1)
         async with client.post("/admin/tokens", json={"ttl_s": 600, "uses": 2}) as answer:
@@ -302,7 +302,7 @@ async def test_the_view_is_read_by_anybody_as_objects_with_named_fields() -> Non
 async def test_a_join_token_opens_no_api() -> None:
     """A9 of the threat model; the other way round is in `tests/cluster/test_attacks.py`."""
     routes = [web.get("/v1/models", _ok)]
-    async with serving(Node().doors(api_keys=frozenset({"key"}), extra_routes=routes)) as client:
+    async with serving(Node().doors(keys=ring("key"), extra_routes=routes)) as client:
         shown = {"Authorization": "Bearer pcl1.AAAA.id.secret"}
         async with client.get("/v1/models", headers=shown) as answer:
             assert answer.status == 403

@@ -15,7 +15,7 @@ from piclusterd.errors import NotFound, Refused, Unavailable
 from piclusterd.events import HookTaken
 from piclusterd.web.hooks import BODY_BYTES_MAX, hook_of
 
-from .house import Node, serving
+from .house import Node, ring, serving
 
 SECRETS = {"linear": ("old", "new"), "github": ("gh",), "notion": ("nt",)}
 BODY = json.dumps({"type": "Issue", "action": "create", "webhookTimestamp": 1}).encode()
@@ -108,7 +108,7 @@ async def test_an_endless_body_is_cut_off() -> None:
 
 
 async def test_keys_of_the_api_are_not_asked_of_providers() -> None:
-    status, _, _ = await send(Node(), "linear", BODY, linear(BODY), api_keys=frozenset({"k"}))
+    status, _, _ = await send(Node(), "linear", BODY, linear(BODY), keys=ring("k"))
     assert status == 200
 
 

@@ -44,6 +44,7 @@ class Api:
     http: aiohttp.ClientSession
     pool: Pool
     changes: Changes
+    serving: Serving
 
     async def post(self, path: str, body: Any) -> tuple[int, Mapping[str, str], Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -85,7 +86,7 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
         try:
             async with client, aiohttp.ClientSession() as http:
-                yield Api(url, client, http, pool, changes)
+                yield Api(url, client, http, pool, changes, serving)
         finally:
             await runner.cleanup()
 
