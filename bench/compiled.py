@@ -54,8 +54,7 @@ def build() -> Path:
     if directory.exists():
         return directory
     print("  compiling the rehearsal room (two minutes, once)", file=sys.stderr, flush=True)
-    half = directory.with_suffix(".half")
-    shutil.rmtree(half, ignore_errors=True)
+    half = directory.with_suffix(f".{os.getpid()}")  # two may build at once
     shutil.copytree(ROOT / "piclusterd", half / "piclusterd", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     paths = sorted(path for name in {*loaded} - INTERPRETED if (path := _file(half, name)).exists())
     made = subprocess.run(
@@ -64,7 +63,8 @@ def build() -> Path:
     )  # fmt: skip
     if made.returncode:
         sys.exit(f"the rehearsal room could not be compiled: {(made.stdout + made.stderr)[-WORDS_OF_FAILURE:]}")
-    half.rename(directory)
+    if not directory.exists():
+        half.rename(directory)
     return directory
 
 
