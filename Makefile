@@ -13,15 +13,16 @@ JOBS  ?= 1
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-setup: .stamp-setup
-.stamp-setup: pyproject.toml config/constraints.txt .ci/setup
+STAMP := .stamp-setup$(if $(HF),-hf)
+setup: $(STAMP)
+$(STAMP): pyproject.toml config/constraints.txt .ci/setup
 	@.ci/setup
 	@touch $@
 
 demo: setup      ## three nodes, a hub and a Linear double on this machine: the main job, told as it happens
 	@$(BIN)/python -m piclusterd.demo $(ARGS)
 
-test: setup check unit  ## everything: lint, types, walls, unit, simulation slice, end to end on loopback
+test: setup check unit  ## everything: lint, types, walls, unit, simulation slice, end to end on loopback; HF=1: torch too
 
 check: lint types walls
 lint: setup
@@ -53,4 +54,4 @@ bench: setup     ## make bench NAME=routing ARGS="--quick --json out.json"
 	@$(BIN)/python bench/$(NAME).py $(ARGS)
 
 clean:           ## remove what the targets above made inside the tree
-	rm -rf $(VENV) .stamp-setup .demo build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .stamp-setup* .demo build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

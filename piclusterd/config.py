@@ -112,16 +112,29 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One `[[models]]` table: a GGUF file this node serves."""
+    """One `[[models]]` table: a GGUF file, or a directory of transformers, that this node serves."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128, description="the name clients use")]
     path: Annotated[
-        str, Meta(min_length=1, description="GGUF file; `builtin:triage-demo` is the demo model in the package")
+        str,
+        Meta(
+            min_length=1,
+            description="GGUF file, or a directory as transformers saves it (safetensors only; needs the extra hf);"
+            " `builtin:triage-demo` is the demo model in the package",
+        ),
     ]
     context: Annotated[int, Meta(ge=128, le=1_048_576, description="tokens of context over all slots")] = 4096
     slots: Annotated[int, Meta(ge=1, le=64, description="requests answered side by side")] = 4
     threads: Annotated[int, Meta(ge=0, le=256, description="threads for decoding; 0: half the cores")] = 0
     aliases: Annotated[tuple[str, ...], Meta(max_length=16, description="other names for the same model")] = ()
+    kind: Annotated[
+        Literal["auto", "llama", "hf"],
+        Meta(description="who runs it: llama.cpp or transformers; auto: the latter where the path is a directory"),
+    ] = "auto"
+    task: Annotated[
+        Literal["", "text-generation", "summarization", "text-classification", "feature-extraction"],
+        Meta(description="what a model of transformers is for; empty: what its architecture is for"),
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ WIDTH = 110
 """Columns of the rendered file's comments."""
 
 _INTRODUCTIONS = {
-    MODELS: "One table for each GGUF file this node serves; there is none by default.",
+    MODELS: "One table for each model this node serves; there is none by default.",
     SCHEDULE: "One table for each thing done by the clock, the same on every node; there is none by default.",
 }
 _HEADER = """\

@@ -105,7 +105,8 @@ class Child:
             raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
 
     async def _load(self, spec: ModelSpec, others: int) -> Ready:
-        self._send(Load(str(spec.path), spec.context, spec.slots, spec.threads, spec.batch_threads, others))
+        asked = (spec.context, spec.slots, spec.threads, spec.batch_threads, others, spec.kind, spec.task)
+        self._send(Load(str(spec.path), *asked))
         try:
             first = await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -84,10 +84,6 @@ class Engine:
     # asking ------------------------------------------------------------------------------------------------------
     def submit(self, request_id: int, request: GenerateRequest) -> None:
         """Queue a completion. Raises `UserError` (prompt too long, schema refused, template refused the chat)."""
-        if not self._context.writes:
-            raise UserError(
-                "this model cannot generate", "It is an encoder: it turns texts into vectors.", param="model"
-            )
         tokens = self.prompt_tokens(request)
         choosing = self._choosing(request)
         longest = choosing.longest if choosing is not None else 1
@@ -150,6 +146,9 @@ class Engine:
     def submit_embed(self, request_id: int, texts: tuple[str, ...]) -> None:
         """Queue texts to embed. Raises `UserError` where one is empty or longer than the model can pool."""
         self._embeddings.submit(request_id, texts)
+
+    def submit_classify(self, request_id: int, texts: tuple[str, ...]) -> None:
+        raise UserError("this model cannot classify", "Only models of transformers can.", param="model")
 
     def cancel(self, request_id: int) -> None:
         """Stop the request; its place is free at once. One that is not here any more is ignored."""

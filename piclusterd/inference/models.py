@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ..config import Model
 from ..errors import UserError
+from .hf_files import check_directory
+from .protocol import Kind
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN = {"triage-demo": "triage-demo.gguf"}
@@ -43,12 +45,15 @@ class ModelSpec:
     threads: int
     batch_threads: int
     aliases: tuple[str, ...] = ()
+    kind: Kind = "llama"
+    task: str = ""
 
 
 def resolve(model: Model) -> ModelSpec:
-    """The file behind `model` and how to run it. Raises `UserError` where it cannot be a GGUF file."""
+    """The file or directory behind `model` and how to run it. Raises `UserError` where it cannot be a model."""
     path = _path_of(model.path)
-    size = check_header(path)
+    kind: Kind = "hf" if model.kind == "hf" or (model.kind == "auto" and path.is_dir()) else "llama"
+    size = check_directory(path, model.task).size if kind == "hf" else check_header(path)
     cores = os.cpu_count() or 1
     threads = model.threads or max(1, cores // 2)
     return ModelSpec(
@@ -60,6 +65,8 @@ def resolve(model: Model) -> ModelSpec:
         threads=threads,
         batch_threads=max(threads, cores - 1),  # prompts are bound by arithmetic; one core stays for the daemon
         aliases=model.aliases,
+        kind=kind,
+        task=model.task,
     )
 
 

@@ -275,8 +275,9 @@ class Pool:
         return self._served.get(self._aliases.get(model, model))
 
     def mapped(self, but: str = "") -> int:
-        """Bytes of the weights that models `but` one have in memory."""
-        return sum(each.spec.size for each in self._served.values() if each.state == "ready" and each.spec.name != but)
+        """Bytes of the weights that models `but` one have mapped: the kernel calls their pages available."""
+        ready = [each.spec for each in self._served.values() if each.state == "ready"]
+        return sum(spec.size for spec in ready if spec.name != but and spec.kind == "llama")
 
     async def close(self) -> None:
         """End every child. Running requests get `Unavailable`."""

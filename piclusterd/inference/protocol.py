@@ -55,6 +55,7 @@ Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Bias = tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], Annotated[float, Meta(ge=-100.0, le=100.0)]]
 
 
+Kind = Literal["llama", "hf"]
 Task = Literal["generate", "embed", "classify", "summarize"]
 """What a model can do; `wire.TASKS`."""
 
@@ -165,7 +166,8 @@ class ClassifyRequest(Frame, frozen=True):
 # pool → child ----------------------------------------------------------------------------------------------------
 class Load(Frame, frozen=True, tag="load"):
     """`context` tokens over all `slots`; `threads` decode, `batch_threads` read prompts. `others`: bytes of the weights
-    that this node's other models have mapped."""
+    that this node's other models have mapped. `kind`: whose model `path` is; `task`: what a model of transformers is
+    for, where that is not to be told by its architecture."""
 
     path: str
     context: int
@@ -173,6 +175,8 @@ class Load(Frame, frozen=True, tag="load"):
     threads: int
     batch_threads: int
     others: int = 0
+    kind: Kind = "llama"
+    task: str = ""
 
 
 class Generate(Frame, frozen=True, tag="generate"):

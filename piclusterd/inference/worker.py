@@ -24,16 +24,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import psutil
 
 from ..errors import PiclusterError, UserError
 from ..wire import Dropped
-from .budget import Room, need, refusal, sequences
+from .budget import Room, Shape, need, refusal, sequences
 from .gguf import read_shape
+from .hf_files import check_directory
 from .models import check_header
 from .protocol import (
     FRAME_BYTES_MAX,
@@ -44,16 +45,20 @@ from .protocol import (
     Embed,
     Frame,
     Generate,
+    GenerateRequest,
     Load,
     LoadFailed,
+    Ready,
+    Task,
     ToChild,
     decode,
     failed,
     framed,
 )
 
-if TYPE_CHECKING:
-    from .engine import Engine
+ASKS: dict[type[Frame], Task] = {Generate: "generate", Embed: "embed", Classify: "classify"}
+FLOAT_BYTES = 4
+"""Of each weight of a transformers model, however it is stored."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE_ADJ = 500
@@ -70,6 +75,20 @@ BEAT_S = 1.0
 LEAVE_S = 2.0
 """From the pool's end of the socket closing to the end of this process, whatever it is doing."""
 READ_BYTES = 256 * 1024
+
+
+class Runner(Protocol):
+    """What runs a model: `engine.Engine` or `hf.HfEngine`. Asked only for what its `Ready` says that it can do."""
+
+    def ready(self) -> Ready: ...
+    @property
+    def busy(self) -> bool: ...
+    def submit(self, request_id: int, request: GenerateRequest) -> None: ...
+    def submit_embed(self, request_id: int, texts: tuple[str, ...]) -> None: ...
+    def submit_classify(self, request_id: int, texts: tuple[str, ...]) -> None: ...
+    def cancel(self, request_id: int) -> None: ...
+    def step(self) -> Sequence[Frame]: ...
+    def close(self) -> None: ...
 
 
 class Channel:
@@ -140,16 +159,17 @@ def serve(channel: Channel) -> None:
     if load is None:
         return
     try:
-        _check_room(load, check_header(Path(load.path)))  # before the import: it takes a second on a Pi
-        engine = _engine_class()(load)
+        _check_room(load)  # before the import: it takes seconds on a Pi
+        engine = (_hf_class if load.kind == "hf" else _llama_class)()(load)
     except PiclusterError as fault:
         channel.send(LoadFailed(str(fault)))
         return
-    channel.send(engine.ready())
+    ready = engine.ready()
+    channel.send(ready)
     spoke = time.monotonic()
     while not channel.closed:
         for frame in channel.receive(wait=not engine.busy):
-            _handle(frame, engine, channel)
+            _handle(frame, engine, ready.tasks, channel)
         told: list[Frame] = list(engine.step())
         now = time.monotonic()
         if not told and engine.busy and now - spoke >= BEAT_S:
@@ -160,8 +180,12 @@ def serve(channel: Channel) -> None:
     engine.close()
 
 
-def _check_room(load: Load, weights: int) -> None:
-    shape = read_shape(Path(load.path))
+def _check_room(load: Load) -> None:
+    path = Path(load.path)
+    if load.kind == "hf":
+        shape, weights = Shape(), FLOAT_BYTES * check_directory(path, load.task).parameters
+    else:
+        shape, weights = read_shape(path), check_header(path)
     memory = psutil.virtual_memory()
     asked = need(shape, weights, load.context, sequences(load.slots))
     why, fix = refusal(shape, asked, Room(memory.total, memory.available, load.others))
@@ -169,7 +193,15 @@ def _check_room(load: Load, weights: int) -> None:
         raise UserError("the model does not fit this board's memory", why, fix)
 
 
-def _engine_class() -> type[Engine]:
+def _hf_class() -> Callable[[Load], Runner]:
+    try:
+        from .hf import HfEngine
+    except (ImportError, RuntimeError) as fault:
+        raise UserError("transformers cannot be used on this machine", str(fault), "Install piclusterd[hf].") from None
+    return HfEngine
+
+
+def _llama_class() -> Callable[[Load], Runner]:
     try:
         from .engine import Engine
     except (ImportError, RuntimeError) as fault:  # not there, or one of its libraries is not
@@ -186,18 +218,20 @@ def _first_frame(channel: Channel) -> Load | None:
     return None
 
 
-def _handle(frame: ToChild, engine: Engine, channel: Channel) -> None:
+def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], channel: Channel) -> None:
     assert not isinstance(frame, Load), "a child loads once"
     signal.alarm(SUBMIT_DEADLINE_S)
     try:
+        if (task := ASKS.get(type(frame), tasks[0])) not in tasks:
+            raise UserError(f"this model cannot {task}.", f"It can {', '.join(tasks)}.", param="model")
         match frame:
             case Generate(id=number, request=request):
                 with _bounded_memory():
                     engine.submit(number, request)
             case Embed(id=number, texts=texts):
                 engine.submit_embed(number, texts)
-            case Classify():
-                raise UserError("this model cannot classify", "Only text-classification models of transformers can.")
+            case Classify(id=number, texts=texts):
+                engine.submit_classify(number, texts)
             case Cancel(id=number):
                 engine.cancel(number)
     except PiclusterError as fault:

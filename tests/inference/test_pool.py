@@ -56,8 +56,9 @@ async def test_a_model_loads_in_the_background_and_answers() -> None:
     assert pool.states()[NAME][0] == "stopped"
 
 
-async def test_llama_cpp_never_comes_into_the_daemons_process() -> None:
-    code = "import sys, piclusterd.inference.serving; sys.exit('llama_cpp' in sys.modules)"
+async def test_no_model_library_ever_comes_into_the_daemons_process() -> None:
+    libraries = {"llama_cpp", "torch", "transformers", "tokenizers", "safetensors", "numpy"}
+    code = f"import sys, piclusterd.daemon; sys.exit(' '.join({libraries} & set(sys.modules)) or 0)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     assert await process.wait() == 0
 
