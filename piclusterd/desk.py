@@ -127,7 +127,7 @@ class Desk:
             MOVE_LEADERSHIP: (admin.MoveWish, self._move_leadership_here, LeaderChanged, MOVE_S),
             REMOVE_NODE: (admin.RemoveWish, self._remove_node_here, NodeId, ANSWER_S),
         }
-        self.stock = Stock(me.node, library, links, self.view)
+        self.stock = Stock(me.node, library, links.request, self.view)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:

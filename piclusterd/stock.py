@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from .board import sensors
-from .cluster.links import Links
 from .errors import NotFound, PiclusterError, UserError
 from .ids import NodeId
 from .inference.catalogue import proposed
@@ -30,10 +29,13 @@ MODELS = "models"
 SILENCE_S = 600.0
 """Between two lines: a load, or the hash of a large file on a slow card."""
 
+Request = Callable[[NodeId, str, bytes, float], AsyncGenerator[bytes, None]]
+
 
 class Stock:
-    def __init__(self, me: NodeId, library: Library, links: Links, view: Callable[[], Awaitable[View]]) -> None:
-        self._me, self._library, self._links, self._view = me, library, links, view
+    def __init__(self, me: NodeId, library: Library, request: Request, view: Callable[[], Awaitable[View]]) -> None:
+        """`request` is `Links.request`, `view()` this node's picture."""
+        self._me, self._library, self._request, self._view = me, library, request, view
 
     async def ask(self, wish: ModelWish) -> AsyncGenerator[dict[str, Any], None]:
         """The lines of the answer. Raises what was objected."""
@@ -45,7 +47,7 @@ class Stock:
             return
         body = msgspec.json.encode(msgspec.structs.replace(wish, node=""))
         rest = b""
-        async with aclosing(self._links.request(node, MODELS, body, SILENCE_S)) as chunks:
+        async with aclosing(self._request(node, MODELS, body, SILENCE_S)) as chunks:
             async for chunk in chunks:
                 *whole, rest = (rest + chunk).split(b"\n")
                 for told in whole:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from ..config_file import STATE_DIR, read_secret
@@ -90,6 +90,12 @@ class Client:
         async with self._ask("POST", path, body, ANSWER_S, headers) as response:
             return await _read(response, ANSWER_BYTES_MAX)
 
+    async def post_file(self, path: str, file: Path, total_s: float) -> bytes:
+        """The body of a JSON answer to a file, which is sent with its length."""
+        with file.open("rb") as body:
+            async with self._ask("POST", path, body, total_s) as response:
+                return await _read(response, ANSWER_BYTES_MAX)
+
     async def delete(self, path: str) -> bytes:
         """The body of a JSON answer."""
         async with self._ask("DELETE", path, None, ANSWER_S) as response:
@@ -110,7 +116,7 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | bytes | None,
+        body: Mapping[str, Any] | bytes | BinaryIO | None,
         total_s: float | None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -118,7 +124,7 @@ class Client:
 
         limits = aiohttp.ClientTimeout(total=total_s, connect=CONNECT_S, sock_read=SILENCE_S)
         url = (self._where.url or LOCAL) + path
-        sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body}
+        sent: dict[str, Any] = {"json": body} if body is None or isinstance(body, Mapping) else {"data": body}
         try:
             async with self._session.request(
                 method, url, headers=headers, timeout=limits, allow_redirects=False, **sent

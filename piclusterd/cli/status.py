@@ -37,6 +37,8 @@ class ModelLine(msgspec.Struct, frozen=True):
     busy: int = 0
     queued: int = 0
     decode_tps: float = 0.0
+    load_s: float = 0.0
+    """Above 0: it is on the node's disk, and loaded at its first request."""
 
 
 class FactsLine(msgspec.Struct, frozen=True):
@@ -184,7 +186,7 @@ def _row(picture: Picture, member: MemberLine) -> tuple[str, ...]:
         f"* {name}" if member.node == picture.me else name,
         member.state,
         _role(picture, member),
-        ",".join(model.name for model in facts.models),
+        ",".join(model.name for model in facts.models if not model.load_s),
         f"{max(rates):.1f}" if rates and live else "",
         str(sum(model.busy + model.queued for model in facts.models)) if live and facts.models else "",
         f"{facts.cpu_percent:.0f}%" if live else "",
@@ -217,14 +219,20 @@ def models(options: Any, as_json: bool) -> None:
         print(_ascii_json(msgspec.json.encode({name: [node for node, _ in at] for name, at in served.items()})))
         return
     rows = [
-        (name, node, f"{model.decode_tps:.1f}" if model.decode_tps else "", str(model.busy + model.queued))
+        (
+            name,
+            node,
+            f"on disk ({model.load_s:.0f}s)" if model.load_s else "loaded",
+            f"{model.decode_tps:.1f}" if model.decode_tps else "",
+            str(model.busy + model.queued),
+        )
         for name, at in sorted(served.items())
         for node, model in at
     ]
     if rows:
-        columns(console(), ("MODEL", "NODE", "TOK/S", "QUEUE"), rows)
+        columns(console(), ("MODEL", "NODE", "STATE", "TOK/S", "QUEUE"), rows)
     else:
-        click.echo("No node serves a model. Name one in [[models]] of a node's configuration.")
+        click.echo("No node serves a model. `picluster pull` proposes some.")
 
 
 async def _get(where: Target, path: str) -> bytes:

@@ -140,7 +140,7 @@ def _of_cluster(view: View, called: Mapping[NodeId, str], edge: Mapping[str, Any
             "Webhooks are kept at the hub. Check this node's internet access and [hub] token_file.",
         )  # fmt: skip
     if not any(member.facts.models for member in view.members if member.state == "alive"):
-        yield Finding("note", "", "No model is served", "no node lists one", "Add a [[models]] table to a node's file.")
+        yield Finding("note", "", "No model is served", "no node lists one", "Run `picluster pull` on a node.")
     releases = sorted({member.facts.release for member in view.members if member.state == "alive"} - {""})
     if len(releases) > 1:
         yield Finding("note", "", "Nodes run different releases", ", ".join(releases), "Upgrade the older nodes.")
