@@ -39,6 +39,8 @@ from .events import (
     WhoServes,
 )
 from .ids import NodeId, Term
+from .inference import lan
+from .inference.lan import Lan
 from .inference.library import Library
 from .inference.pool import Pool
 from .inference.serving import Serving
@@ -127,6 +129,8 @@ class Desk:
             MOVE_LEADERSHIP: (admin.MoveWish, self._move_leadership_here, LeaderChanged, MOVE_S),
             REMOVE_NODE: (admin.RemoveWish, self._remove_node_here, NodeId, ANSWER_S),
         }
+        library.lan = Lan(me.node, library.store, links.request, lambda: _names(links), rng)
+        self._lan = library.lan
         self.stock = Stock(me.node, library, links.request, self.view)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
 
@@ -208,10 +212,14 @@ class Desk:
         if name == succession.REQUEST:
             yield await self.renewal.answer(peer, body)
             return
-        answer = self.stock.serve_peer(body) if name == MODELS else self.serving.answer_peer(peer, name, body)
-        async with aclosing(answer) as chunks:
+        async with aclosing(self._streamed(peer, name, body)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def _streamed(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        if name == lan.REQUEST:
+            return self._lan.serve(body)
+        return self.stock.serve_peer(body) if name == MODELS else self.serving.answer_peer(peer, name, body)
 
     # hub -----------------------------------------------------------------------------------------------------
     async def run_hub(self, term: Term) -> None:
@@ -333,3 +341,7 @@ class Desk:
     async def _revoke_token(self, token: str) -> bool:
         await asyncio.to_thread(self._tokens().revoke, token)
         return True
+
+
+def _names(links: Links) -> dict[NodeId, str]:
+    return {node: info.name for node, info in links.peers().items()}

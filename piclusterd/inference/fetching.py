@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -123,7 +124,7 @@ async def receive(store: Store, chunks: AsyncGenerator[bytes, None], size: int) 
 
 async def _append(store: Store, partial: Path, have: int, size: int, read: Read, report: Report) -> None:
     buffer = bytearray()
-    with await asyncio.to_thread(_opened, partial) as out:
+    with _opened(partial) as out:  # not in a thread: cancelled there, nobody would close it
         try:
             async with aclosing(read(have)) as chunks:
                 async for chunk in chunks:
@@ -139,15 +140,25 @@ async def _append(store: Store, partial: Path, have: int, size: int, read: Read,
                         have = await _flush(store, out, buffer, have, size)
                         report("downloading", have)
         finally:
-            await asyncio.shield(_flush(store, out, buffer, have, size))
-            await asyncio.to_thread(os.fsync, out.fileno())
+            await _flush(store, out, buffer, have, size)
+            await _finished(os.fsync, out.fileno())
 
 
 async def _flush(store: Store, out: FileIO, buffer: bytearray, have: int, size: int) -> int:
     data = bytes(buffer)
     buffer.clear()
-    await asyncio.to_thread(_write, store, out, data, have, size)
+    await _finished(_write, store, out, data, have, size)
     return have + len(data)
+
+
+async def _finished(work: Callable[..., None], *args: Any) -> None:
+    """`work` in a thread; even if cancelled, it is over on return: the file it writes to is closed next."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 def _write(store: Store, out: FileIO, data: bytes, have: int, size: int) -> None:

@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import msgspec
 
 from ..config import Model
 from ..config import Store as Settings
-from ..errors import NotFound, UserError
+from ..errors import NotFound, PiclusterError, Unavailable, UserError
 from ..integrations.model_hub import Hub, HubFile, looks_like_reference, parse
 from ..wire import ModelFacts
 from . import catalogue
 from .fetching import Progress, fetch, receive
 from .gguf import describe
+from .lan import Lan
 from .loading import Loads
 from .models import ModelSpec, resolve
 from .pool import Pool
@@ -44,9 +45,6 @@ LOAD_BYTES_S = 80e6
 RATE_S = 1.0
 """Over which the rate of a pull is averaged."""
 SWEEP_S = 24 * 3600.0
-
-Lan = Callable[[HubFile, Callable[[str, int], None]], Awaitable[bool]]
-"""Fetch from peers that have it, as far as it goes: True once it is a blob."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -106,6 +104,7 @@ class Library:
         self._order = asyncio.Lock()  # of what changes the store's names
         self._shapes: dict[str, int] = {}
         self.lan: Lan | None = None
+        """Peers that may have what is pulled; set by whoever has links."""
         pool.stored = self.facts
         if settings.on_demand:
             pool.ready = self.loads.ready
@@ -205,25 +204,45 @@ class Library:
     async def _pull(self, pull: _Pull, what: str, name: str) -> Manifest:
         known = None if looks_like_reference(what) else catalogue.named(what)
         if known is None and not looks_like_reference(what):
-            short = ", ".join(one.name for one in catalogue.catalogue())
-            raise NotFound(
-                f"{what[:128]!r} is no model of the catalogue", f"It has: {short}.", "Or name owner/repo:Q4_K_M."
-            )
+            return await self._pull_from_peers(pull, what, name, _unknown(what))
         reference = known.reference if known is not None else parse(what)
         async with Hub(self._hub_url, self._token) as hub:
-            file = await hub.find(reference)
-
-            def report(status: str, completed: int) -> None:
-                pull.report(status, completed, file.size, file.sha256)
-
-            if not self.store.has(file.sha256) and not (self.lan is not None and await self.lan(file, report)):
-                await fetch(self.store, file, lambda offset: hub.read(file, offset), report, self._rng)
+            try:
+                file = await hub.find(reference)
+            except Unavailable as fault:
+                return await self._pull_from_peers(pull, known.name if known else what, name, fault)
+            if not self.store.has(file.sha256):
+                await self._get(hub, file, pull)
         given = name or (known.name if known is not None else _name_of(file))
-        return await self._name(given, file)
+        return await self._put(given, file.sha256, file.size, f"hf:{file.repo}/{file.file}", file.commit)
 
-    async def _name(self, name: str, file: HubFile) -> Manifest:
-        source = f"hf:{file.repo}/{file.file}"
-        return await self._put(name, file.sha256, file.size, source, file.commit)
+    async def _pull_from_peers(self, pull: _Pull, what: str, name: str, fault: PiclusterError) -> Manifest:
+        """A model that only this cluster knows, or that the hub cannot tell of just now. Raises `fault` else."""
+        found = await self.lan.find(what) if self.lan is not None else None
+        if found is None:
+            raise fault
+        file = HubFile("", found.revision, found.name, found.sha256, found.size)
+        if not self.store.has(file.sha256):
+            await self._get(None, file, pull, fault)
+        return await self._put(name or found.name, found.sha256, found.size, found.source, found.revision)
+
+    async def _get(self, hub: Hub | None, file: HubFile, pull: _Pull, fault: PiclusterError | None = None) -> None:
+        """From peers that have it; else from the hub, and for those who wait for us. Raises `fault` without a hub."""
+
+        def report(status: str, completed: int) -> None:
+            pull.report(status, completed, file.size, file.sha256)
+            if self.lan is not None and status == "downloading":
+                self.lan.downloaded(file.sha256, completed)
+
+        try:
+            if self.lan is not None and await self.lan.fetch(file, report):
+                return
+            if hub is None:
+                raise fault or Unavailable("nobody has it")
+            await fetch(self.store, file, lambda offset: hub.read(file, offset), report, self._rng)
+        finally:
+            if self.lan is not None:
+                self.lan.over(file.sha256)
 
     async def _put(self, name: str, sha256: str, size: int, source: str, revision: str = "") -> Manifest:
         async with self._order:
@@ -345,3 +364,9 @@ def _name_of(file: HubFile) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._").lower()[:128] or "model"
+
+
+def _unknown(what: str) -> NotFound:
+    short = ", ".join(one.name for one in catalogue.catalogue())
+    why = f"It has: {short}. Nor has a peer it."
+    return NotFound(f"{what[:128]!r} is no model of the catalogue", why, "Or name owner/repo:Q4_K_M.")

@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -80,6 +81,7 @@ class Store:
         """`free` tells the free bytes of the disk that a directory is on."""
         self.root, self._free = root, free
         self._blobs, self._partial, self._manifests = root / "blobs", root / "partial", root / "manifests"
+        self._sealing = threading.Lock()  # one thread adopts a blob while another is asked for its pieces
         self.entries: dict[str, Manifest] = {}
         """By name. Replaced as a whole, never changed."""
 
@@ -161,9 +163,10 @@ class Store:
             os.fchmod(file.fileno(), BLOB_MODE)
             os.fsync(file.fileno())
         blob = self.blob(sha256)
-        partial.rename(blob)
-        sync_directory(self._blobs)
-        write_private(_seal_path(blob), msgspec.json.encode(Seal(stamp_of(blob), pieces)))  # a rename changes the stamp
+        with self._sealing:
+            partial.rename(blob)
+            sync_directory(self._blobs)
+            _seal(blob, stamp_of(blob), pieces)  # a rename changes the stamp
         return blob
 
     def pieces(self, sha256: str) -> tuple[bytes, ...]:
@@ -171,18 +174,19 @@ class Store:
         blob = self.blob(sha256)
         if not blob.is_file():
             raise NotFound(f"no blob {sha256[:16]}… is in this node's store")
-        stamp, seal = stamp_of(blob), _read_seal(blob)
-        if seal is not None and seal.stamp == stamp:
-            return seal.pieces
-        got, pieces = digest(blob)
-        if got != sha256:
+        with self._sealing:
+            stamp, seal = stamp_of(blob), _read_seal(blob)
+            if seal is not None and seal.stamp == stamp:
+                return seal.pieces
+            got, pieces = digest(blob)
+            if got == sha256:
+                _seal(blob, stamp, pieces)
+                return pieces
             blob.unlink()
-            raise NotAsPromised(
-                f"the file of {self._name_of(sha256)} is not what it was when it was verified",
-                "Its bytes have changed since; it was removed.", "Pull it again.",
-            )  # fmt: skip
-        write_private(_seal_path(blob), msgspec.json.encode(Seal(stamp, pieces)))
-        return pieces
+        raise NotAsPromised(
+            f"the file of {self._name_of(sha256)} is not what it was when it was verified",
+            "Its bytes have changed since; it was removed.", "Pull it again.",
+        )  # fmt: skip
 
     def stamp(self, sha256: str) -> Stamp:
         """How the blob looks now: the same again later means that nobody wrote to it in between."""
@@ -274,6 +278,10 @@ class Store:
 
 def _seal_path(blob: Path) -> Path:
     return blob.with_name(blob.name + ".seal")
+
+
+def _seal(blob: Path, stamp: Stamp, pieces: tuple[bytes, ...]) -> None:
+    write_private(_seal_path(blob), msgspec.json.encode(Seal(stamp, pieces)))
 
 
 def _read_seal(blob: Path) -> Seal | None:
