@@ -21,7 +21,8 @@ from piclusterd.inference.library import Library
 from piclusterd.inference.store import HEADROOM_BYTES
 from piclusterd.stock import MODELS, Stock
 from piclusterd.web import models
-from piclusterd.web.app import Doors, make_app, serve
+from piclusterd.web.app import Doors, make_app
+from piclusterd.web.listener import serve
 from tests.inference.hub_rig import BODY, FILE, NAME, REPO, SHA256, hub_with_cdn, library_of
 from tests.inference.rig import DEMO
 from tests.web.house import Node, node, serving
