@@ -38,6 +38,14 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "PAUSE_MAX_S", 0.01)
 
 
+async def a_turn() -> None:
+    """One round of the loop: what time is made of on this wire."""
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+    loop.call_soon(over.set_result, None)
+    await over
+
+
 class Wire:
     """Between `names`; `spoil(by, question, answer)` may change an answer or raise."""
 
@@ -46,8 +54,8 @@ class Wire:
         self.gone: set[NodeId] = set()
         self.sent: dict[NodeId, int] = {}
         """Bytes of pieces, by who gave them."""
-        self.piece_s = 0.0
-        """What a node's uplink takes for a piece; it sends one at a time."""
+        self.turns = 1
+        """Of the loop, that a node's uplink takes for a piece; it sends one at a time."""
         self.uplinks: dict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.spoil: Callable[[NodeId, Question, bytes], bytes] = lambda by, asked, answer: answer
 
@@ -67,7 +75,8 @@ class Wire:
                 if asked.what == "piece":
                     self.sent[to] = self.sent.get(to, 0) + len(said)
                     async with self.uplinks[to]:
-                        await asyncio.sleep(self.piece_s)
+                        for _ in range(self.turns):
+                            await a_turn()
                 for at in range(0, len(said), 40_000):
                     yield said[at : at + 40_000]
 
@@ -118,7 +127,10 @@ async def test_who_comes_later_asks_the_peers_and_not_the_hub(tmp_path: Path) ->
 async def test_three_who_take_from_one_give_each_other_what_they_have(tmp_path: Path) -> None:
     async with hub_with_cdn() as (hub, _), nodes(tmp_path, "abcd", hub.url) as (wire, (seed, *others)):
         await pulled(seed, REPO)
-        wire.piece_s = 0.003
+        wire.turns = 50
+        for library in others:
+            assert library.lan is not None
+            library.lan._look_s = 0
         async with asyncio.timeout(60):
             await asyncio.gather(*(pulled(library, REPO) for library in others))
         assert all(map(whole, others))
