@@ -135,13 +135,11 @@ class Daemon:
         self._stack.push_async_callback(self.library.close)
         self.desk = Desk(
             config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model(),
-            self.library,
+            self.library, lambda: self.node.journal,
         )  # fmt: skip
         self.hands = Hands(
             self.mailbox, self.links, self.ledger, self.desk.serving,
-            make_services(
-                config, me.name, self._secret, self._stack, lambda: self.node.journal, self.desk.serving.embed
-            ),
+            make_services(config, me.name, self._secret, self._stack, self.desk),
             self._votes_dir(), self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from . import __version__
+from .batches import Batches
 from .cluster import renewal, succession
 from .cluster.identity import Identity
 from .cluster.links import Links
@@ -49,9 +50,12 @@ from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
 from .mailbox import Mailbox
+from .shelf import NAMES as SHELF
+from .shelf import Shelf
 from .stock import MODELS, Stock
+from .uploads import Uploads
 from .views import View
-from .web import admin, models, ollama, openai
+from .web import admin, files, models, ollama, openai
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
 from .web.keys import Keyring, visible
@@ -60,6 +64,7 @@ from .web.metrics import Meters
 from .web.ollama_schema import Card
 from .web.stream import EventBus
 from .wire import Hook, Voters
+from .workflows.journal import Journal
 
 log = logging.getLogger("piclusterd")
 
@@ -102,7 +107,10 @@ class Desk:
         rng: random.Random,
         default_model: str,
         library: Library,
+        journal: Callable[[], Journal],
     ) -> None:
+        """`journal()`: this node's fold of the ledger; there is one once the node moves."""
+        self.journal = journal
         self._config = config
         self._me = me
         self._mailbox = mailbox
@@ -133,6 +141,8 @@ class Desk:
         self._lan = library.lan
         self.stock = Stock(me.node, library, links.request, self.view)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
+        self.shelf = Shelf(config.state_dir / "shelf", links.request, self._workers)
+        self.batches = Batches(self.shelf, self.serving, self.take_hook, self._jobs.change, self._served, journal)
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
         """What the client listener is made of."""
@@ -165,6 +175,7 @@ class Desk:
                 *openai.routes(answering, self._list_models),
                 *ollama.routes(answering, self._cards),
                 *models.routes(self.stock.ask, self.stock.take),
+                *files.routes(Uploads(self.shelf), self.batches),
             ],
         )
 
@@ -185,6 +196,15 @@ class Desk:
         choice: Choice = await self._mailbox.ask(lambda ticket: replace(asked, ticket=ticket), ANSWER_S)
         return choice
 
+    async def _workers(self) -> list[NodeId]:
+        """The others that hold files and are within reach."""
+        linked, view = self._links.peers(), await self.view()
+        up = [member for member in view.members if member.state == "alive" and member.facts.role == "worker"]
+        return [member.node for member in up if member.node in linked]
+
+    async def _served(self) -> set[str]:
+        return {line["id"] for line in await self._list_models()}
+
     async def _list_models(self) -> list[dict[str, Any]]:
         view = await self.view()
         alive = [member for member in view.members if member.state == "alive"]
@@ -202,6 +222,11 @@ class Desk:
         if name in self._errands:
             shape, here, _, _ = self._errands[name]
             yield msgspec.json.encode(await here(msgspec.json.decode(body, type=shape)))
+            return
+        if name in SHELF:
+            async with aclosing(self.shelf.serve_peer(peer, name, body)) as told:
+                async for chunk in told:
+                    yield chunk
             return
         if name == CHANGE_RUN:
             yield await self._jobs.serve_peer(body, self._links.peers()[peer].name)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
+from .desk import Desk
 from .errors import ConfigError
 from .events import ClockTold
 from .hands import Service
@@ -27,12 +28,12 @@ from .integrations.linear_flows import LinearFlows
 from .integrations.notify import NotifyClient
 from .integrations.notion import NotionClient
 from .mailbox import Mailbox
-from .memory import Embed, Memory
+from .memory import Memory
 from .views import RunView
 from .workflows import triage_policy
+from .workflows.batch import Batch
 from .workflows.errands import Errands, triage_report
 from .workflows.flight import Patience
-from .workflows.journal import Journal
 from .workflows.moderation import Moderation
 from .workflows.notice import Notices
 from .workflows.notifying import Sinks
@@ -71,7 +72,7 @@ def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
     all_: tuple[Workflow, ...] = (
         Spec(config.spec, model, actor), triage, Commands(triage, actor), Watch(triage, actor),
         Moderation(config.moderation, make_sinks(config), model, actor),
-        Notices(make_sinks(config)), Selftest(), Reconcile(), Errands(model),
+        Notices(make_sinks(config)), Selftest(), Reconcile(), Errands(model), Batch(),
     )  # fmt: skip
     return {workflow.name: workflow for workflow in all_}
 
@@ -102,18 +103,12 @@ def make_sinks(config: Config) -> Sinks:
     return Sinks(tuple(name for name, file in files.items() if file), config.notify.linear_team)
 
 
-def make_services(
-    config: Config,
-    name: str,
-    secret: Secret,
-    stack: AsyncExitStack,
-    journal: Callable[[], Journal],
-    embed: Embed,
-) -> dict[str, Service]:
+def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitStack, desk: Desk) -> dict[str, Service]:
     """By name, for the node `name`; what must be closed is entered on `stack`."""
     services: dict[str, Service] = {
-        "cluster": Here(lambda: journal().views(REPORTED)),
-        "memory": Memory(lambda: journal().cases, embed),
+        "cluster": Here(lambda: desk.journal().views(REPORTED)),
+        "memory": Memory(lambda: desk.journal().cases, desk.serving.embed),
+        "batch": desk.batches,
         "selftest": Echo(name),
     }
     if config.linear.token_file:

@@ -103,7 +103,7 @@ class _Api:
         name = prefix + secrets.token_hex(12)
         shape = schema.Shape(name, int(time.time()), body.model, chat, asked.choices, asked.logprobs)
         count = body.n or 1
-        async with aclosing(side_by_side([self._serving.generate(one) for one in _varied(asked, count)])) as items:
+        async with aclosing(side_by_side([self._serving.generate(one) for one in varied(asked, count)])) as items:
             if body.stream:
                 usage = body.stream_options is not None and bool(body.stream_options.include_usage)
                 return await _Stream(request, shape, usage).send(items)
@@ -128,7 +128,7 @@ class _Api:
         raise NotFound(f"there is no model {wanted!r}.", f"There are: {there}.", param="model")
 
 
-def _varied(asked: GenerateRequest, count: int) -> list[GenerateRequest]:
+def varied(asked: GenerateRequest, count: int) -> list[GenerateRequest]:
     """`count` times the same request, each with a seed of its own where a seed is given."""
     if asked.seed is None or count == 1:
         return [asked] * count

@@ -1,0 +1,76 @@
+"""Files of clients (`/v1/files`), as OpenAI's API words them, on the shelf.
+
+POST ─▶ bytes to this disk ─▶ record on several nodes ─▶ {"id", "object": "file", …}
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from .batches import KEEP_S, is_ours, owned, owner_name
+from .errors import UserError
+from .shelf import Record, Shelf
+
+PURPOSES = ("batch", "batch_output", "user_data")
+"""Of files that clients see; the first and the last they may make."""
+NAME_CHARS_MAX = 255
+
+Json = dict[str, Any]
+
+
+class Uploads:
+    def __init__(self, shelf: Shelf, wall: Callable[[], float] = time.time) -> None:
+        self._shelf, self._wall = shelf, wall
+
+    async def add(self, chunks: AsyncIterator[bytes], filename: str, purpose: str) -> Json:
+        """Raises `UserError` (purpose, size), `Unavailable` (no room, nobody else takes it)."""
+        if purpose not in (PURPOSES[0], PURPOSES[2]):
+            raise UserError(f"purpose {purpose[:64]!r} is not supported", "Files are for batches.", param="purpose")
+        sha256, size = await self._shelf.receive(chunks)
+        now = int(self._wall())
+        record = Record(
+            id=f"file-{secrets.token_hex(12)}", purpose=purpose, created_at=now, expires_at=now + KEEP_S, sha256=sha256,
+            bytes=size, filename=filename[:NAME_CHARS_MAX], owner=owner_name(),
+        )  # fmt: skip
+        await self._shelf.keep(record)
+        return _object(record)
+
+    async def all(self, purpose: str) -> list[Json]:
+        found = [one for each in PURPOSES if purpose in ("", each) for one in await self._shelf.all(each)]
+        return [_object(record) for record in found if is_ours(record)]
+
+    async def show(self, id: str) -> Json:
+        """Raises `NotFound`."""
+        return _object(await self._record(id))
+
+    async def content(self, id: str) -> Path:
+        """Where its bytes are on this disk. Raises `NotFound`, `Unavailable`."""
+        return await self._shelf.open(await self._record(id))
+
+    async def remove(self, id: str) -> None:
+        """Raises `NotFound`."""
+        await self._shelf.remove(await self._record(id))
+
+    async def _record(self, id: str) -> Record:
+        record = await self._shelf.find(id)
+        if record.purpose not in PURPOSES:
+            raise UserError(f"{id[:128]!r} is no file", param="file_id")
+        return owned(record)
+
+
+def _object(record: Record) -> Json:
+    return {
+        "id": record.id,
+        "object": "file",
+        "bytes": record.bytes,
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+        "filename": record.filename,
+        "purpose": record.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
