@@ -24,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import UserError
 from .protocol import PROMPT_CHARS_MAX, ChatMessage
+from .tools import in_words, read_tools
 
 CHATML = (
     "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -54,17 +55,28 @@ class ChatTemplate:
         except TemplateError as fault:
             raise UserError("the model's chat template cannot be read", str(fault)) from None
         self._bos, self._eos = bos, eos
+        self._knows_tools = "tools" in source
         texts = sorted((text for text in specials if text), key=len, reverse=True)  # the longest match wins
         self._specials = re.compile("|".join(map(re.escape, texts))) if texts else None
 
-    def pieces(self, messages: Sequence[ChatMessage]) -> list[Piece]:
-        """The prompt for the assistant's next turn. Raises `UserError` where the template refuses the messages."""
+    def pieces(self, messages: Sequence[ChatMessage], tools: str = "") -> list[Piece]:
+        """The prompt for the assistant's next turn; `tools` as in `GenerateRequest`.
+
+        Raises `UserError` where the template refuses the messages.
+        """
         mark = f"\ue000{secrets.token_hex(16)}\ue001"
         spans: list[str] = []
-        plain = [{"role": message.role, "content": self._guard(message.content, mark, spans)} for message in messages]
+        offered = read_tools(tools) if tools else []
+        if not self._knows_tools:
+            messages, offered = in_words(messages, offered), []
+        plain = self._guard([_plain(message) for message in messages], mark, spans)
         try:
             text = self._template.render(
-                messages=plain, add_generation_prompt=True, bos_token=self._bos, eos_token=self._eos
+                messages=plain,
+                tools=self._guard(offered, mark, spans) or None,
+                add_generation_prompt=True,
+                bos_token=self._bos,
+                eos_token=self._eos,
             )
         except Exception as fault:  # the template is a stranger's program: it may raise anything
             raise UserError("the model's chat template refused the messages", str(fault), param="messages") from None
@@ -72,8 +84,15 @@ class ChatTemplate:
             raise UserError("the prompt is too long", f"It is over {PROMPT_CHARS_MAX} characters.", param="messages")
         return _split(text, mark, spans)
 
-    def _guard(self, content: str, mark: str, spans: list[str]) -> str:
+    def _guard(self, content: Any, mark: str, spans: list[str]) -> Any:
+        """`content` with the special tokens in all its texts swapped for marks."""
         if self._specials is None:
+            return content
+        if isinstance(content, list):
+            return [self._guard(item, mark, spans) for item in content]
+        if isinstance(content, dict):
+            return {self._guard(key, mark, spans): self._guard(item, mark, spans) for key, item in content.items()}
+        if not isinstance(content, str):
             return content
 
         def swap(match: re.Match[str]) -> str:
@@ -81,6 +100,29 @@ class ChatTemplate:
             return f"{mark}{len(spans) - 1}\ue002"
 
         return self._specials.sub(swap, content)
+
+
+def _plain(message: ChatMessage) -> dict[str, Any]:
+    """As templates know messages: calls have their arguments as an object, and keys that say nothing are not there."""
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    told = {"tool_call_id": message.tool_call_id, "name": message.name}
+    return plain | {key: value for key, value in told.items() if value}
+
+
+def _arguments(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _split(text: str, mark: str, spans: list[str]) -> list[Piece]:

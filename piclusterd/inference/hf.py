@@ -110,9 +110,11 @@ class HfEngine:
         random = torch.Generator().manual_seed(seed)
         limit = self._limit(len(tokens))
         stream, text = self._text.stream(), TextStream(request.stop)
-        self._rows.append(
-            Row(request_id, request, tokens, min(limit, request.max_tokens or limit), stream, text, random)
-        )
+        row = Row(request_id, request, tokens, min(limit, request.max_tokens or limit), stream, text, random)
+        row.skip = request.told.chars
+        if not self._summarizes:  # a summary is written again from its beginning
+            row.take_up(request.told.tokens)
+        self._rows.append(row)
 
     @property
     def _summarizes(self) -> bool:
@@ -123,7 +125,7 @@ class HfEngine:
             return self._text.encode(request.prompt)
         if self._summarizes and not self._text.has_template:  # it was taught texts, not chats
             return self._text.encode(request.messages[-1].content)
-        return self._text.chat(request.messages)
+        return self._text.chat(request.messages, request.tools)
 
     def _limit(self, prompt: int) -> int:
         if not self._summarizes:

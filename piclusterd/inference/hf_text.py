@@ -57,9 +57,9 @@ class HfText:
         tokens: list[int] = self._tokenizer.encode(text.lower() if self._lower else text).ids
         return tokens
 
-    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def chat(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         """The prompt for the assistant's next turn. Raises `UserError` where the template refuses the messages."""
-        return self._join(self._template.pieces(messages))
+        return self._join(self._template.pieces(messages, tools))
 
     def _join(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
         tokens: list[int] = []

@@ -48,7 +48,10 @@ class Row:
     cancelled: bool = False
     ended: bool = False
     written: list[int] = field(default_factory=list)
+    _untold: str = ""
     unreported: int = 0
+    skip: int = 0
+    """Characters of its text that another child has told already."""
     started: float = 0.0
     first: float = 0.0
 
@@ -112,9 +115,18 @@ class Row:
             )
         )
 
+    def take_up(self, tokens: Sequence[int]) -> None:
+        """Go on after `tokens`, which another child has told."""
+        for token in tokens:
+            self.written.append(token)
+            self._untold += self.text.push(self.tokens.push(token))
+
     def _tell(self, text: str, emit: Emit) -> None:
+        text, self._untold = self._untold + text, ""
+        text, self.skip = text[self.skip :], max(0, self.skip - len(text))
         if text:
-            emit(Delta(self.id, text, self.unreported))
+            ids = tuple(self.written[len(self.written) - self.unreported :])
+            emit(Delta(self.id, text, self.unreported, (), ids))
             self.unreported = 0
 
 
@@ -151,7 +163,7 @@ def write(model: HfModel, rows: Sequence[Row], emit: Emit) -> None:
     """Write all answers. Returns once each has ended, with its `Done` told."""
     settings = _settings(model, max(row.limit for row in rows))
     ends = ends_of(model)
-    tokens, mask = model.padded([row.prompt for row in rows], left=not model.config.is_encoder_decoder)
+    tokens, mask = model.padded([[*row.prompt, *row.written] for row in rows], left=not model.config.is_encoder_decoder)
     for row in rows:
         row.started = time.perf_counter()
     with torch.inference_mode():

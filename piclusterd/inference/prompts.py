@@ -23,7 +23,7 @@ class Prompts:
         weights = self._weights
         if not request.messages:
             return weights.tokenise(request.prompt, special=True, start=True) or _empty()
-        pieces = self._template.pieces(request.messages)
+        pieces = self._template.pieces(request.messages, request.tools)
         bos = weights.bos_text()
         tokens: list[int] = []
         for number, (text, special) in enumerate(pieces):

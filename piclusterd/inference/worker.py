@@ -55,6 +55,7 @@ from .protocol import (
     failed,
     framed,
 )
+from .tools import ToolCalls
 
 ASKS: dict[type[Frame], Task] = {Generate: "generate", Embed: "embed", Classify: "classify"}
 FLOAT_BYTES = 4
@@ -166,11 +167,12 @@ def serve(channel: Channel) -> None:
         return
     ready = engine.ready()
     channel.send(ready)
+    calls = ToolCalls()
     spoke = time.monotonic()
     while not channel.closed:
         for frame in channel.receive(wait=not engine.busy):
-            _handle(frame, engine, ready.tasks, channel)
-        told: list[Frame] = list(engine.step())
+            _handle(frame, engine, ready.tasks, calls, channel)
+        told = calls.told(engine.step())
         now = time.monotonic()
         if not told and engine.busy and now - spoke >= BEAT_S:
             told.append(Beat())
@@ -218,7 +220,7 @@ def _first_frame(channel: Channel) -> Load | None:
     return None
 
 
-def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], channel: Channel) -> None:
+def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], calls: ToolCalls, channel: Channel) -> None:
     assert not isinstance(frame, Load), "a child loads once"
     signal.alarm(SUBMIT_DEADLINE_S)
     try:
@@ -227,7 +229,7 @@ def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], channel: Ch
         match frame:
             case Generate(id=number, request=request):
                 with _bounded_memory():
-                    engine.submit(number, request)
+                    engine.submit(number, calls.asked(number, request))
             case Embed(id=number, texts=texts):
                 engine.submit_embed(number, texts)
             case Classify(id=number, texts=texts):
@@ -235,8 +237,10 @@ def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], channel: Ch
             case Cancel(id=number):
                 engine.cancel(number)
     except PiclusterError as fault:
+        calls.forget(frame.id)
         channel.send(failed(frame.id, fault))
     except MemoryError:
+        calls.forget(frame.id)
         why = f"Its template, text or grammar may take {SUBMIT_BYTES // 2**20} MiB."
         channel.send(failed(frame.id, UserError("the request takes too much memory", why)))
     finally:

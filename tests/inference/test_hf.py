@@ -23,7 +23,7 @@ from piclusterd.inference import tasks
 from piclusterd.inference.hf_files import check_directory
 from piclusterd.inference.models import ModelSpec
 from piclusterd.inference.pool import Pool
-from piclusterd.inference.protocol import ChatMessage, Delta, Done, GenerateRequest
+from piclusterd.inference.protocol import ChatMessage, Delta, Done, GenerateRequest, Told
 
 from .make_hf import ANSWER_TOKENS, PROMPTS
 from .rig import collected, pool_of, spec
@@ -199,3 +199,16 @@ async def test_llama_and_transformers_agree_on_a_real_sentence_encoder(
     nearness = [float(np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4")) for one, other in pairs]
     assert min(nearness) >= 0.999, nearness
     assert ours.tokens == theirs.tokens
+
+
+async def test_an_answer_goes_on_where_another_child_broke_off(made: Path) -> None:
+    for model in ("writer", "summarizer", "beams"):
+        async with pool_of([hf_spec(made / model)]) as pool:
+            whole = await said(pool, ask(PROMPTS[2]))
+            async with aclosing(pool.generate("hf", ask(PROMPTS[2]))) as answer:
+                deltas = [frame async for frame in answer if isinstance(frame, Delta)]
+            cut = deltas[: (len(deltas) + 1) // 2]
+            text = "".join(delta.text for delta in cut)
+            told = Told(tuple(token for delta in cut for token in delta.ids), len(text))
+            assert text + await said(pool, ask(PROMPTS[2], told=told)) == whole, model
+            assert sum(delta.tokens for delta in deltas) == sum(len(delta.ids) for delta in deltas)
