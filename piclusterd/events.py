@@ -25,7 +25,7 @@ from .record import Record as Record
 from .rules import Rules as Rules
 from .views import Choice as Choice
 from .views import HookTaken as HookTaken
-from .wire import Dropped, Entry, Facts, Head, Hook, PeerMessage, Span, Voters
+from .wire import Dropped, Entry, Facts, Head, Hook, Mark, PeerMessage, Span, Voters
 from .wishes import ChangeRun as ChangeRun
 from .wishes import ClockTold as ClockTold
 
@@ -151,7 +151,7 @@ class StepFinished:
 
 @dataclass(frozen=True, slots=True)
 class WhoServes:
-    """Which node should serve `model`? Answered by `Choice` or `Unavailable`. `exclude` lists nodes already tried."""
+    """Where should it be served? Answered by `Choice` or a fault. `exclude`: tried; `prefer`: a role to come first."""
 
     ticket: Ticket
     model: str
@@ -159,7 +159,7 @@ class WhoServes:
     prompt_tokens: int = 0
     exclude: tuple[NodeId, ...] = ()
     prefer: str = ""
-    """A role whose nodes come first; "" where none does."""
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,13 @@ class ConfigId(NamedTuple):
     version: int
 
 
+class Mark(NamedTuple):
+    """A beginning of a prompt: what names it, and its length in bytes (`inference.prefix`)."""
+
+    digest: int
+    length: int
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of everything below. Field order is the wire format: append only, with a default."""
 
@@ -111,6 +118,12 @@ class ModelFacts(Message, frozen=True):
     """What it can do: generate, embed, classify, summarize. Empty, as from older releases: see `does`."""
     load_s: float = 0.0
     """Seconds to load it first: it is on the node's disk only. 0: it is in memory."""
+    slots: int = 0
+    """Requests it answers side by side; 0: an older release, which does not say."""
+    turn_s: float = 0.0
+    """How long a request holds one of those places, on average; 0: not measured."""
+    prefixes: bytes = b""
+    """Digests of prompts it has read and most likely still holds (`inference.prefix`)."""
 
     def does(self, task: str) -> bool:
         if self.tasks:

@@ -73,7 +73,8 @@ class Attempts:
         if not isinstance(fault, PiclusterError):
             fault = Unavailable(f"{choice.name} cannot be reached", f"{fault}.")
         self._excluded = (*self._excluded, choice.node)
-        self._fault = fault
+        if not _sooner(self._fault, fault):
+            self._fault = fault
         self.hops[-1] = Hop(choice, str(fault))
         if self._until is None:
             self._until = time.monotonic() + self._patience_s
@@ -85,6 +86,12 @@ class Attempts:
     def _may_pass(self) -> bool:
         passes = isinstance(self._fault, Unavailable) and not isinstance(self._fault, Overloaded)
         return passes and self._until is not None and time.monotonic() + PAUSE_S < self._until
+
+
+def _sooner(before: PiclusterError | None, fault: PiclusterError) -> bool:
+    """Where all are overloaded, the caller is told of the queue that drains first."""
+    both = isinstance(before, Overloaded) and isinstance(fault, Overloaded)
+    return both and before.retry_after_s < fault.retry_after_s  # type: ignore[union-attr]
 
 
 def elsewhere(fault: BaseException) -> bool:

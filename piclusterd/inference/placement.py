@@ -3,19 +3,23 @@
     members (gossip) ──▶ members_changed        choose(model, …) ──▶ Choice(node, reason) | NotFound | Unavailable
 
 Gossip is seconds old, so a burst would all run to the node that was idle a moment ago: what was sent to a node since it
-last spoke of itself counts as running there, for at most `UNSEEN_S`. Who is alive by gossip and not linked with
-this node (just started, or cut off from here alone) gets none: the request would only fail on its way.
+last spoke of itself counts as running there, for at most `UNSEEN_S`. A node that has read the prompt's beginning before
+need not read it again, and is credited that, unless it has far more to do than others (`routing.crowded`). Who is alive
+by gossip and not linked with this node (just started, or cut off from here alone) gets none: the request would only
+fail on its way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice, WhoServes
 from ..ids import NodeId
-from ..wire import TASKS, Member, ModelFacts
-from .routing import predict
+from ..wire import TASKS, Mark, Member, ModelFacts
+from .prefix import held
+from .routing import Load, crowded, predict
 
 UNSEEN_S = 3.0
 """A request shows in a node's facts within a gossip round or two, or is over."""
@@ -23,12 +27,30 @@ ANY_MODEL = ("", "default")
 """Names a client sends that has no preference; the serving node replaces them by its default where it has one."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    at: float
+    model: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """What is to be expected of one node."""
+
+    member: Member
+    facts: ModelFacts
+    cached: int
+    """Bytes of the prompt that it need not read."""
+    seconds: float
+
+
 class Placement:
     def __init__(self, me: NodeId) -> None:
         self._me = me
         self._members: tuple[Member, ...] = ()
         self._links: Collection[NodeId] = ()
-        self._sent: dict[NodeId, list[float]] = {}
+        self._sent: dict[NodeId, list[_Sent]] = {}
         """When requests were placed on a node that its facts do not show yet."""
 
     def members_changed(self, members: Sequence[Member], links: Collection[NodeId]) -> None:
@@ -57,19 +79,29 @@ class Placement:
         able = [(m, facts) for m, facts in serving if not self._hindrance(m, exclude)]
         if not able:
             return self._unavailable(name, [member for member, _ in serving], exclude)
-        ranked = sorted(
-            (
-                asked.prefer not in ("", m.facts.role),
-                self._predicted(m, facts, asked.prompt_tokens, now),
-                m.node != self._me,
-                m.node,
-            )
-            for m, facts in able
+        best = min(
+            self._offers(name, able, asked, now),
+            key=lambda offer: (
+                asked.prefer not in ("", offer.member.facts.role),
+                offer.seconds,
+                offer.member.node != self._me,
+                offer.member.node,
+            ),
         )
-        _, seconds, _, node = ranked[0]
-        member, facts = next((m, facts) for m, facts in able if m.node == node)
-        self._sent.setdefault(node, []).append(now)
-        return Choice(node, _shown(member), name, _reason(member, facts, seconds), seconds)
+        node = best.member.node
+        self._sent.setdefault(node, []).append(_Sent(now, name, asked.marks))
+        return Choice(node, _shown(best.member), name, _reason(best), best.seconds)
+
+    def _offers(
+        self, name: str, able: Sequence[tuple[Member, ModelFacts]], asked: WhoServes, now: float
+    ) -> list[_Offer]:
+        recent = {member.node: self._recent(member.node, name, now) for member, _ in able}
+        loads = {member.node: Load.of(facts, len(recent[member.node])) for member, facts in able}
+        idlest = min(load.part for load in loads.values())
+        return [
+            _offer(member, facts, asked, recent[member.node], loads[member.node], idlest, member.node == self._me)
+            for member, facts in able
+        ]
 
     def models(self, loaded: bool = False) -> dict[str, tuple[NodeId, ...]]:
         """Every model an alive node serves, with the nodes that do. `loaded`: without loading it first."""
@@ -88,11 +120,12 @@ class Placement:
         there = list(self.models(loaded=True) or self.models())
         return there[0] if len(there) == 1 else model
 
-    def _predicted(self, member: Member, facts: ModelFacts, prompt_tokens: int, now: float) -> float:
-        recent = [at for at in self._sent.get(member.node, ()) if now - at < UNSEEN_S]
-        if member.node in self._sent:
-            self._sent[member.node] = recent
-        return predict(facts, member.facts, prompt_tokens, member.node == self._me, len(recent))
+    def _recent(self, node: NodeId, model: str, now: float) -> list[_Sent]:
+        """What was sent there that its facts do not show yet."""
+        recent = [sent for sent in self._sent.get(node, ()) if now - sent.at < UNSEEN_S]
+        if node in self._sent:
+            self._sent[node] = recent
+        return [sent for sent in recent if sent.model == model]
 
     def _hindrance(self, member: Member, exclude: Sequence[NodeId]) -> str:
         """Why `member` cannot be asked; "" where it can."""
@@ -128,7 +161,29 @@ def _shown(member: Member) -> str:
     return member.facts.name or member.node
 
 
-def _reason(member: Member, facts: ModelFacts, seconds: float) -> str:
+def _offer(
+    member: Member, facts: ModelFacts, asked: WhoServes, recent: Sequence[_Sent], load: Load, idlest: float, local: bool
+) -> _Offer:
+    cached = 0 if crowded(load, idlest) else _cached(facts, asked.marks, recent)
+    tokens = asked.prompt_tokens
+    if cached:
+        tokens -= tokens * cached // asked.marks[-1].length
+    return _Offer(member, facts, cached, predict(facts, member.facts, tokens, local, load))
+
+
+def _cached(facts: ModelFacts, asked: Sequence[Mark], recent: Sequence[_Sent]) -> int:
+    """Bytes that the model has read, or is just reading for a request that its facts do not show yet."""
+    sent = {mark.digest for one in recent for mark in one.marks}
+    reading = next((mark.length for mark in reversed(asked) if mark.digest in sent), 0)
+    return max(held(facts.prefixes, asked), reading)
+
+
+def _reason(offer: _Offer) -> str:
+    facts = offer.facts
     speed = f"{facts.decode_tps:.0f} tok/s" if facts.decode_tps else "not measured yet"
-    flags = f", {' '.join(member.facts.flags)}" if member.facts.flags else ""
-    return f"{_shown(member)}: {facts.busy} running, {facts.queued} queued, {speed}{flags}, predicted {seconds:.1f} s"
+    flags = f", {' '.join(offer.member.facts.flags)}" if offer.member.facts.flags else ""
+    known = f", knows {offer.cached} bytes of it" if offer.cached else ""
+    return (
+        f"{_shown(offer.member)}: {facts.busy} running, {facts.queued} queued, {speed}{flags}{known},"
+        f" predicted {offer.seconds:.1f} s"
+    )

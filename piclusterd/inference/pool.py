@@ -16,17 +16,21 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ..errors import NotFound, Overloaded, Unavailable
+import msgspec
+
+from ..errors import NotFound, Unavailable
 from ..wire import ModelFacts
 from .child import HANG_S, Child, ChildDied, LoadFault
 from .models import ModelSpec
+from .prefix import Cached, marks
 from .protocol import EMBED_BATCH_MAX, Classified, Delta, Done, Embedded, GenerateRequest, Ready
+from .turns import CHARS_PER_TOKEN, NOBODY, Asked, Turn, Turns, asked_by, cost
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +46,8 @@ BACKOFF_S = 0.25
 """Before a dead child is started again, at most."""
 SMOOTHING = 0.2
 """Weight of the newest measurement in the running averages."""
-REQUEST_S = 5.0
-"""What a request is taken to last until one has been measured, seconds."""
+BEGINNINGS = 2
+"""Prompts that a child remembers for each of its slots (`budget.sequences`)."""
 
 
 class Average:
@@ -76,17 +80,16 @@ class Served:
         """Why it is not ready, for people."""
         self.ready: Ready | None = None
         self.child: Child | None = None
-        self.busy = self.queued = 0
         self.used_at = time.monotonic()
         """When its last answer ended."""
-        self.prefill, self.decode, self.lasted = Average(), Average(), Average()
-        self._queue_max = queue_max
+        self.prefill, self.decode = Average(), Average()
         self._load_timeout_s = load_timeout_s
         self._worker_socket = worker_socket
         self._hang_s = hang_s
         self._others = others
         self._on_change = on_change
-        self._turn = asyncio.Semaphore(spec.slots)  # first come, first served
+        self._turns = Turns(spec.name, spec.slots, queue_max, on_change)
+        self.cached = Cached(BEGINNINGS * spec.slots, CHARS_PER_TOKEN * spec.context)
         self._changed = asyncio.Event()
         self._deaths = 0
         self._task = asyncio.create_task(self._supervise(), name=f"model {spec.name}")
@@ -126,6 +129,7 @@ class Served:
                 await self._back_off(fault)
                 continue
             loading_deaths = 0
+            self.cached.clear()
             self._become("ready")
             death = await self._watch(self.child)
             self._deaths += 1
@@ -154,49 +158,33 @@ class Served:
         await asyncio.sleep(QUARANTINE_S)
         self._become("loading")
 
+    @property
+    def busy(self) -> int:
+        """Requests with the child."""
+        return self._turns.busy
+
+    @property
+    def queued(self) -> int:
+        return self._turns.queued
+
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Child]:
+    async def turn(self, asked: Asked) -> AsyncIterator[tuple[Child, Turn]]:
         """The child, once it is this caller's turn.
 
         Raises `Overloaded` where the queue is full, `Unavailable` where the model is not ready.
         """
         self._check_ready()
-        if self._turn.locked() and self.queued >= self._queue_max:
-            raise Overloaded(
-                f"{self.spec.name} has {self.queued} requests waiting",
-                "The queue is full.",
-                retry_after_s=self.wait_s(),
-            )
-        with self._counted("queued"):
-            await self._turn.acquire()
-        began = time.monotonic()
         try:
-            with self._counted("busy"):
-                yield self._check_ready()
-            self._deaths = 0
-            self.lasted.add(time.monotonic() - began)
+            async with self._turns.turn(asked) as turn:
+                yield self._check_ready(), turn
+                self._deaths = 0
         finally:
-            self._turn.release()
             self.used_at = time.monotonic()
 
     def _check_ready(self) -> Child:
         if self.state != "ready" or self.child is None:
             raise Unavailable(f"{self.spec.name} is {self.state} on this node", self.why)
         return self.child
-
-    @contextmanager
-    def _counted(self, what: Literal["busy", "queued"]) -> Iterator[None]:
-        setattr(self, what, getattr(self, what) + 1)
-        self._on_change()
-        try:
-            yield
-        finally:
-            setattr(self, what, getattr(self, what) - 1)
-            self._on_change()
-
-    def wait_s(self) -> float:
-        """Seconds until a request that came now would get its turn, by the average so far."""
-        return max(1.0, (self.queued + 1) / self.spec.slots * (self.lasted.value or REQUEST_S))
 
     def measured(self, done: Done) -> None:
         self._deaths = 0  # it finished something: the next death is a new story
@@ -214,6 +202,9 @@ class Served:
             decode_tps=round(self.decode.value, 1),
             context=self.ready.context if self.ready is not None else 0,
             tasks=tasks,
+            slots=self.spec.slots,
+            turn_s=round(self._turns.held_s, 2),
+            prefixes=self.cached.digests(),
         )
 
 
@@ -318,30 +309,34 @@ class Pool:
         """
         await self.ready(model)
         served = self._of(model)
-        async with served.turn() as child, aclosing(child.generate(request)) as answer:
+        async with served.turn(asked_by(request)) as (child, turn), aclosing(child.generate(request)) as answer:
+            served.cached.add(marks(request))
             async for frame in answer:
                 if isinstance(frame, Done):
                     served.measured(frame)
-                yield frame
+                    turn.cost = cost(frame.prompt_tokens - frame.cached_tokens, frame.completion_tokens)
+                    yield msgspec.structs.replace(frame, waited_s=turn.waited_s)
+                else:
+                    yield frame
 
-    async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+    async def embed(self, model: str, texts: Sequence[str], asked: Asked = NOBODY) -> Embedded:
         """One vector a text. Raises as `generate` does."""
         await self.ready(model)
         served = self._of(model)
         vectors: list[bytes] = []
         tokens = 0
-        async with served.turn() as child:
+        async with served.turn(asked) as (child, _):
             for at in range(0, len(texts), EMBED_BATCH_MAX):
                 part = await child.embed(tuple(texts[at : at + EMBED_BATCH_MAX]))
                 vectors += part.vectors
                 tokens += part.tokens
         return Embedded(0, tuple(vectors), tokens)
 
-    async def classify(self, model: str, texts: Sequence[str]) -> Classified:
+    async def classify(self, model: str, texts: Sequence[str], asked: Asked = NOBODY) -> Classified:
         """The labels of each text, with scores. Raises as `generate` does."""
         await self.ready(model)
         served = self._of(model)
-        async with served.turn() as child:
+        async with served.turn(asked) as (child, _):
             parts = [
                 await child.classify(tuple(texts[at : at + EMBED_BATCH_MAX]))
                 for at in range(0, len(texts), EMBED_BATCH_MAX)

@@ -250,6 +250,8 @@ class Done(Frame, frozen=True, tag="done"):
     decode_tps: float = 0.0
     choices: tuple[tuple[float, ...], ...] = ()
     tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] = ()
+    waited_s: float = 0.0
+    """In the queue of the node that answered."""
 
 
 class Beat(Frame, frozen=True, tag="beat"):

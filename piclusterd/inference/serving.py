@@ -29,6 +29,7 @@ from .attempts import PATIENCE_S, Attempts, Who, elsewhere
 from .openai_body import ChatBody, chat_request, parse
 from .placement import ANY_MODEL
 from .pool import Pool
+from .prefix import marks
 from .protocol import (
     Answer,
     Classified,
@@ -46,15 +47,14 @@ from .protocol import (
     failed,
     raised,
 )
+from .turns import CHARS_PER_TOKEN, Asked, asked_by
 
-CHARS_PER_TOKEN = 4
-"""English in common vocabularies; for predictions only, the engine counts exactly."""
 PROBABILITY_DIGITS = 4
 """Of an option, as a workflow records it."""
+
 Relay = Callable[[NodeId, str, bytes], AsyncGenerator[bytes, None]]
 """(peer, task, body) → the messages of its answer. Raises `Unavailable` or `OSError` where the way breaks.
 Closing the generator cancels the request over there."""
-
 
 REQUESTS = {"generate": GenerateRequest, "embed": EmbedRequest, "classify": ClassifyRequest}
 
@@ -78,10 +78,6 @@ class Progress:
         if not self._chars and not self._tokens:
             return request
         return msgspec.structs.replace(request, told=Told(tuple(self._tokens), self._chars))
-
-
-def tokens_of(chars: int) -> int:
-    return chars // CHARS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +115,8 @@ class Serving:
         Raises `UserError` (the request), `NotFound` (the model), `Overloaded` or `Unavailable` (no node can now, or the
         one that answered is gone).
         """
-        asked = WhoServes(0, self._named(request.model), prompt_tokens=tokens_of(request.text_length), prefer=prefer)
+        tokens = request.text_length // CHARS_PER_TOKEN
+        asked = WhoServes(0, self._named(request.model), "generate", tokens, prefer=prefer, marks=marks(request))
         attempts, told, started = Attempts(self._who, asked, self._patience_s), Progress(), False
         while True:
             choice = await attempts.next()
@@ -155,16 +152,16 @@ class Serving:
         task: str,
         request: EmbedRequest | ClassifyRequest,
         kind: type[Whole],
-        here: Callable[[str, tuple[str, ...]], Awaitable[Whole]],
+        here: Callable[[str, tuple[str, ...], Asked], Awaitable[Whole]],
     ) -> tuple[Choice, list[Whole]]:
-        tokens = tokens_of(sum(map(len, request.texts)))
+        tokens = sum(map(len, request.texts)) // CHARS_PER_TOKEN
         asked = WhoServes(0, self._named(request.model), task, tokens)
         attempts = Attempts(self._who, asked, self._patience_s)
         while True:
             choice = await attempts.next()
             try:
                 if choice.node == self._me:
-                    return choice, [await here(choice.model, request.texts)]
+                    return choice, [await here(choice.model, request.texts, asked_by(request))]
                 return choice, await self._parts(choice, task, request, kind)
             except (PiclusterError, OSError, TimeoutError) as fault:
                 if not elsewhere(fault):
@@ -224,10 +221,10 @@ class Serving:
                     async for frame in answers:
                         yield frame
             case EmbedRequest():
-                for part in (await self._pool.embed(request.model, request.texts)).parts():
+                for part in (await self._pool.embed(request.model, request.texts, asked_by(request))).parts():
                     yield part  # one text a message: they stay small
             case _:
-                for one in (await self._pool.classify(request.model, request.texts)).parts():
+                for one in (await self._pool.classify(request.model, request.texts, asked_by(request))).parts():
                     yield one
 
     def _named(self, model: str) -> str:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from piclusterd.errors import NotFound, Unavailable
 from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
 from piclusterd.inference.placement import UNSEEN_S, Placement
-from piclusterd.inference.routing import predict
-from piclusterd.wire import Facts, Member, ModelFacts
+from piclusterd.inference.routing import Load, predict
+from piclusterd.wire import Facts, Mark, Member, ModelFacts
 
 PI_1, PI_2, PI_3 = (NodeId(digit * 16) for digit in "123")
 NAMES = {PI_1: "pi-1", PI_2: "pi-2", PI_3: "pi-3"}
@@ -123,22 +126,70 @@ def test_the_models_of_alive_nodes_are_listed_with_their_nodes() -> None:
     assert placement.models() == {"llama": (PI_2,), "qwen": (PI_1, PI_2)}
 
 
+def seconds(model: ModelFacts, prompt: int = 100, local: bool = True, unseen: int = 0) -> float:
+    return predict(model, Facts(), prompt, local, Load.of(model, unseen))
+
+
 def test_a_longer_prompt_a_slower_board_and_a_hop_all_take_longer() -> None:
-    facts, model = Facts(), serving()
-    base = predict(model, facts, 100, local=True)
-    assert predict(model, facts, 1000, local=True) > base
-    assert predict(serving(prefill_tps=10.0), facts, 100, local=True) > base
-    assert predict(serving(busy=1), facts, 100, local=True) > base
-    assert predict(serving(queued=1), facts, 100, local=True) > predict(serving(busy=1), facts, 100, local=True)
-    assert base < predict(model, facts, 100, local=False) < base * 1.01
-    assert predict(ModelFacts("new"), facts, 100, local=True) > 0
+    base = seconds(serving())
+    assert seconds(serving(), 1000) > base
+    assert seconds(serving(prefill_tps=10.0)) > base
+    assert base < seconds(serving(busy=1)) < seconds(serving(busy=4, queued=1))
+    assert base < seconds(serving(), local=False) < base * 1.01
+    assert seconds(ModelFacts("new")) > 0
+    assert seconds(serving(load_s=9.0)) == base + 9.0
 
 
-def test_a_model_is_asked_only_for_what_it_says_it_can_do() -> None:
-    placement = placed(member(PI_1, serving(tasks=("classify",))))
-    assert isinstance(placement.choose(WhoServes(0, "qwen", "classify", 10, ()), 0.0), Choice)
-    refused = placement.choose(WhoServes(0, "qwen", "generate", 10, ()), 0.0)
-    assert isinstance(refused, NotFound)
-    assert "It can classify." in str(refused)
-    newer = placed(member(PI_1, serving(tasks=("sing",)))).choose(WhoServes(0, "qwen", "embed", 10, ()), 0.0)
-    assert "nothing that this release knows" in str(newer)
+def test_who_waits_longer_for_a_place_is_done_later() -> None:
+    one, four = serving(slots=1, turn_s=7.0), serving(slots=4, turn_s=7.0)
+    assert seconds(replace_facts(one, busy=1)) == seconds(one) + 7.0
+    assert seconds(replace_facts(one, busy=1, queued=2)) == seconds(one) + 21.0
+    assert seconds(one, unseen=2) == seconds(one) + 14.0
+    assert seconds(replace_facts(four, busy=4)) == seconds(replace_facts(four, busy=3)) + 7.0 / 4
+
+
+def replace_facts(facts: ModelFacts, **changes: Any) -> ModelFacts:
+    return msgspec.structs.replace(facts, **changes)
+
+
+PROMPT = tuple(Mark(number, 400 * number) for number in range(1, 11))
+"""A prompt of 4000 bytes: ten seconds of reading."""
+READ = struct.pack("<I", PROMPT[-2].digest)
+LONG = WhoServes(0, "qwen", "generate", 1000, marks=PROMPT)
+
+
+def answered_by(placement: Placement, asked: WhoServes = LONG, now: float = 0.0) -> Choice:
+    choice = placement.choose(asked, now)
+    assert isinstance(choice, Choice)
+    return choice
+
+
+def test_a_node_that_has_read_the_beginning_is_preferred_and_says_so() -> None:
+    placement = placed(member(PI_1, serving(slots=4)), member(PI_2, serving(slots=4, prefixes=READ)))
+    choice = answered_by(placement)
+    assert choice.node == PI_2
+    assert "knows 3600 bytes of it" in choice.reason
+    assert choice.predicted_s < seconds(serving(slots=4), 1000) - 8
+
+
+def test_a_short_beginning_is_not_worth_a_queue() -> None:
+    first = struct.pack("<I", PROMPT[0].digest)
+    busy = serving(slots=1, busy=1, turn_s=9.0, prefixes=first)
+    assert answered_by(placed(member(PI_1, serving(slots=1)), member(PI_2, busy))).node == PI_1
+
+
+def test_a_beginning_that_everybody_shares_gets_a_second_home() -> None:
+    hot = serving(slots=4, busy=4, queued=2, turn_s=0.5, prefixes=READ)
+    assert answered_by(placed(member(PI_1, serving(slots=4)), member(PI_2, hot))).node == PI_1
+    both_busy = serving(slots=4, busy=4, queued=1, turn_s=0.5)
+    assert answered_by(placed(member(PI_1, both_busy), member(PI_2, hot))).node == PI_2
+
+
+def test_what_was_sent_just_now_is_being_read_there() -> None:
+    placement = placed(member(PI_1, serving(slots=4)), member(PI_2, serving(slots=4)))
+    first, second = answered_by(placement), answered_by(placement)
+    assert (first.node, second.node) == (PI_1, PI_1)
+    assert "knows" not in first.reason
+    assert "knows 4000 bytes" in second.reason
+    other = replace(LONG, marks=tuple(Mark(number + 100, 400 * number) for number in range(1, 11)))
+    assert answered_by(placement, other).node == PI_2
