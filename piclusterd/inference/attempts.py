@@ -90,8 +90,9 @@ class Attempts:
 
 def _sooner(before: PiclusterError | None, fault: PiclusterError) -> bool:
     """Where all are overloaded, the caller is told of the queue that drains first."""
-    both = isinstance(before, Overloaded) and isinstance(fault, Overloaded)
-    return both and before.retry_after_s < fault.retry_after_s  # type: ignore[union-attr]
+    if not isinstance(before, Overloaded) or not isinstance(fault, Overloaded):
+        return False
+    return before.retry_after_s < fault.retry_after_s
 
 
 def elsewhere(fault: BaseException) -> bool:
