@@ -55,7 +55,7 @@ from .shelf import Shelf
 from .stock import MODELS, Stock
 from .uploads import Uploads
 from .views import View
-from .web import admin, files, models, ollama, openai
+from .web import admin, files, models, ollama, openai, why
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
 from .web.keys import Keyring, visible
@@ -63,6 +63,8 @@ from .web.metered import Metered
 from .web.metrics import Meters
 from .web.ollama_schema import Card
 from .web.stream import EventBus
+from .web.visitors import Marked
+from .why import WHY, Whys
 from .wire import Hook, Voters
 from .workflows.journal import Journal
 
@@ -143,10 +145,11 @@ class Desk:
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._workers)
         self.batches = Batches(self.shelf, self.serving, self.take_hook, self._jobs.change, self._served, journal)
+        self._whys = Whys(me.name, self.serving.decisions, links)
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
         """What the client listener is made of."""
-        answering = Metered(self.serving)
+        answering = Metered(Marked(self.serving))
         return Doors(
             name=self._me.name,
             release=__version__,
@@ -176,6 +179,7 @@ class Desk:
                 *ollama.routes(answering, self._cards),
                 *models.routes(self.stock.ask, self.stock.take),
                 *files.routes(Uploads(self.shelf), self.batches),
+                *why.routes(self._whys.find),
             ],
         )
 
@@ -230,6 +234,9 @@ class Desk:
             return
         if name == CHANGE_RUN:
             yield await self._jobs.serve_peer(body, self._links.peers()[peer].name)
+            return
+        if name == WHY:
+            yield self._whys.answer(body)
             return
         if name == renewal.REQUEST:
             yield await self.renewal.issue(peer, self._links.peers()[peer].name, body)

@@ -29,7 +29,7 @@ FAILED, UNREACHABLE, USAGE, INTERRUPTED = 1, 3, 64, 130
 
 COMMANDS = {
     "init": "setup", "join": "setup", "token": "setup", "config": "setup",
-    "status": "status", "models": "status", "events": "status", "chat": "chat",
+    "status": "status", "models": "status", "events": "status", "why": "why", "chat": "chat",
     "pull": "models", "ls": "models", "ps": "models", "show": "models", "load": "models", "unload": "models",
     "rm": "models", "pin": "models", "unpin": "models", "alias": "models",
     "node": "node", "voter": "voter", "ca": "ca", "coordinator": "coordinator", "jobs": "jobs", "keys": "keys",

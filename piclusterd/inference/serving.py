@@ -26,6 +26,7 @@ from ..events import Choice, WhoServes
 from ..ids import NodeId
 from ..wire import Dropped
 from .attempts import PATIENCE_S, Attempts, Who, elsewhere
+from .decisions import Decisions
 from .openai_body import ChatBody, chat_request, parse
 from .placement import ANY_MODEL
 from .pool import Pool
@@ -105,6 +106,7 @@ class Serving:
         self._relay = relay
         self._default = default_model
         self._patience_s = patience_s
+        self.decisions = Decisions()
 
     async def generate(
         self, request: GenerateRequest, prefer: str = ""
@@ -117,7 +119,20 @@ class Serving:
         """
         tokens = request.text_length // CHARS_PER_TOKEN
         asked = WhoServes(0, self._named(request.model), "generate", tokens, prefer=prefer, marks=marks(request))
-        attempts, told, started = Attempts(self._who, asked, self._patience_s), Progress(), False
+        attempts = Attempts(self._who, asked, self._patience_s)
+        with self.decisions.noted(request.id, "generate", asked.model, request.priority) as decision:
+            decision.hops = attempts.hops
+            async with aclosing(self._unbroken(request, attempts)) as items:
+                async for item in items:
+                    if isinstance(item, Done):
+                        decision.done = item
+                    yield item
+
+    async def _unbroken(
+        self, request: GenerateRequest, attempts: Attempts
+    ) -> AsyncGenerator[Started | Delta | Done, None]:
+        """The answer, by as many nodes as it takes."""
+        told, started = Progress(), False
         while True:
             choice = await attempts.next()
             try:
@@ -157,16 +172,18 @@ class Serving:
         tokens = sum(map(len, request.texts)) // CHARS_PER_TOKEN
         asked = WhoServes(0, self._named(request.model), task, tokens)
         attempts = Attempts(self._who, asked, self._patience_s)
-        while True:
-            choice = await attempts.next()
-            try:
-                if choice.node == self._me:
-                    return choice, [await here(choice.model, request.texts, asked_by(request))]
-                return choice, await self._parts(choice, task, request, kind)
-            except (PiclusterError, OSError, TimeoutError) as fault:
-                if not elsewhere(fault):
-                    raise
-                attempts.failed(choice, fault)
+        with self.decisions.noted(getattr(request, "id", ""), task, asked.model) as decision:
+            decision.hops = attempts.hops
+            while True:
+                choice = await attempts.next()
+                try:
+                    if choice.node == self._me:
+                        return choice, [await here(choice.model, request.texts, asked_by(request))]
+                    return choice, await self._parts(choice, task, request, kind)
+                except (PiclusterError, OSError, TimeoutError) as fault:
+                    if not elsewhere(fault):
+                        raise
+                    attempts.failed(choice, fault)
 
     async def complete(self, body: Mapping[str, Any], prefer: str = "") -> dict[str, Any]:
         """The answer to an OpenAI chat `body` as `{"text", "model", "node"}` (a workflow's `AskModel`).
@@ -175,7 +192,7 @@ class Serving:
         """
         text, told = "", dict[str, dict[str, float]]()
         choice: Choice | None = None
-        request = chat_request(parse(body, ChatBody))
+        request = msgspec.structs.replace(chat_request(parse(body, ChatBody)), priority="workflow", tenant="workflows")
         async with aclosing(self.generate(request, prefer)) as answer:
             async for item in answer:
                 match item:
@@ -202,14 +219,14 @@ class Serving:
     async def answer_peer(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """The messages that answer `peer`'s relayed request; a `PiclusterError` is the last of them, never raised."""
         try:
-            async with aclosing(self._answer_locally(name, body)) as answers:
+            async with aclosing(self._answer_locally(peer, name, body)) as answers:
                 async for frame in answers:
                     yield encode(frame)
         except PiclusterError as fault:
             yield encode(failed(0, fault))
 
     async def _answer_locally(
-        self, name: str, body: bytes
+        self, peer: NodeId, name: str, body: bytes
     ) -> AsyncGenerator[Delta | Done | Embedded | Classified, None]:
         kind = REQUESTS.get(name)
         request = Dropped(f"unknown request {name!r}") if kind is None else decode(body, kind)
@@ -217,9 +234,12 @@ class Serving:
             case Dropped(reason=reason):
                 raise UserError("the relayed request is not valid", reason)
             case GenerateRequest():
-                async with aclosing(self._pool.generate(request.model, request)) as answers:
-                    async for frame in answers:
-                        yield frame
+                with self.decisions.noted(request.id, name, request.model, request.priority, peer) as decision:
+                    async with aclosing(self._pool.generate(request.model, request)) as answers:
+                        async for frame in answers:
+                            if isinstance(frame, Done):
+                                decision.done = frame
+                            yield frame
             case EmbedRequest():
                 for part in (await self._pool.embed(request.model, request.texts, asked_by(request))).parts():
                     yield part  # one text a message: they stay small

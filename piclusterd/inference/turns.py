@@ -142,8 +142,8 @@ class Turns:
             if future is None or future.done():
                 self._queue.settle(one.tenant, -one.cost)  # its caller is just leaving
                 continue
-            self._count(1)
             future.set_result(None)
+            self._count(1)
 
     def _count(self, more: int) -> None:
         self.busy += more

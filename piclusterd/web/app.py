@@ -41,6 +41,7 @@ from .keys import Keyring, NoKey, caller
 from .listener import ANSWERING, Answering, route_of
 from .metrics import Meters
 from .stream import EventBus
+from .visitors import remember
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,13 @@ def _wall_ms(doors: Doors) -> int | None:
 def make_app(doors: Doors) -> web.Application:
     """The application; it starts nothing until it is served."""
     answering = Answering()
-    guards = [_identify(doors.meters), answering.count, _explain, _guard_host(doors.name, doors.allowed_hosts)]
+    guards = [
+        _identify(doors.meters),
+        answering.count,
+        remember,
+        _explain,
+        _guard_host(doors.name, doors.allowed_hosts),
+    ]
     if doors.keys is not None:
         guards.append(_guard_keys(doors.keys))
     app = web.Application(middlewares=guards, client_max_size=BODY_BYTES_MAX)

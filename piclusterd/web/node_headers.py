@@ -1,12 +1,27 @@
-"""What an answer's headers say of the node that gave it."""
+"""Which node answered and why, how long it was taken to need, and how long it took: for clients, as headers."""
 
 from __future__ import annotations
 
 import re
 
 from ..events import Choice
+from ..inference.protocol import Done
 
 
 def node_headers(choice: Choice) -> dict[str, str]:
+    """What is known when an answer begins."""
     why = re.sub(r"[^\x20-\x7e]", "?", choice.reason)  # a peer's name is in it: no header may be injected
-    return {"X-Picluster-Node": re.sub(r"[^\x21-\x7e]", "?", choice.name or choice.node), "X-Picluster-Why": why}
+    return {
+        "X-Picluster-Node": re.sub(r"[^\x21-\x7e]", "?", choice.name or choice.node),
+        "X-Picluster-Why": why,
+        "X-Picluster-Predicted-Seconds": f"{choice.predicted_s:.3f}",
+    }
+
+
+def end_headers(done: Done, took_s: float) -> dict[str, str]:
+    """What is known when it has ended: header fields of a whole answer, the last comment of a stream."""
+    return {
+        "X-Picluster-Cached-Tokens": str(done.cached_tokens),
+        "X-Picluster-Waited-Seconds": f"{done.waited_s:.3f}",
+        "X-Picluster-Took-Seconds": f"{took_s:.3f}",
+    }

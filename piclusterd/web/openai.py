@@ -40,7 +40,7 @@ from ..inference.openai_body import (
 from ..inference.protocol import Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from . import openai_schema as schema
-from .node_headers import node_headers
+from .node_headers import end_headers, node_headers
 from .silences import KEEP_ALIVE_S, with_silences
 
 ListModels = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
@@ -173,6 +173,7 @@ async def _whole(
 ) -> web.StreamResponse:  # fmt: skip
     answers = [schema.Answer() for _ in range(count)]
     headers: dict[str, str] = {}
+    began = time.monotonic()
     async for index, item in items:
         match item:
             case Started(choice=choice):
@@ -184,6 +185,7 @@ async def _whole(
                     raise Unavailable("the client has gone away")  # nobody reads this; leaving cancels the request
             case Done():
                 answers[index].done = item
+                headers |= end_headers(item, time.monotonic() - began)
     return web.json_response(shape.whole(answers), headers=headers)
 
 
@@ -199,6 +201,7 @@ class _Stream:
         self._shape = shape
         self._usage = usage
         self._ended: list[Done] = []
+        self._began = time.monotonic()
         self._response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         )
@@ -240,6 +243,8 @@ class _Stream:
                 if item.tool_calls:
                     await self._event(self._shape.calling(index, item))
                 await self._event(self._shape.ending(index, item))
+                told = end_headers(item, time.monotonic() - self._began)
+                await self._response.write(f": {json.dumps(told)}\n\n".encode())
 
     async def _event(self, data: Mapping[str, Any]) -> None:
         await self._response.write(b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n")

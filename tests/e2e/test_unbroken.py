@@ -17,6 +17,7 @@ import pytest_asyncio
 from piclusterd.demo.cluster import Cluster, Member
 from piclusterd.inference.demo_model.issues import draw_issues
 from piclusterd.inference.demo_model.prompt import prompt_messages
+from tests.cli.command import picluster
 
 from .rig import descendants
 
@@ -152,3 +153,31 @@ async def test_a_node_that_is_stopped_hands_its_answers_over_and_ends_at_once(th
     assert await stopping == 0
     same([*heard, late], [*unbroken, unbroken[0]])
     await three.start(second)
+
+
+async def test_where_a_request_went_is_remembered_by_who_was_asked_and_by_who_answered(three: Cluster) -> None:
+    entry = three.members[0]
+    body = {"messages": [{"role": "user", "content": "Title: x"}], "max_tokens": 4, "temperature": 0}
+    headers = {"X-Request-Id": "why-me", "X-Picluster-Priority": "batch"}
+    url = f"{entry.url}/v1/chat/completions"
+    async with three.http.post(url, json=body, headers=headers, timeout=PATIENT) as answer:
+        assert answer.status == 200, await answer.text()
+        told = answer.headers
+    assert told["X-Request-Id"] == "why-me"
+    assert told["X-Picluster-Node"] in ("pi-2", "pi-3")
+    assert float(told["X-Picluster-Took-Seconds"]) >= float(told["X-Picluster-Waited-Seconds"]) >= 0
+    assert float(told["X-Picluster-Predicted-Seconds"]) > 0
+    assert int(told["X-Picluster-Cached-Tokens"]) >= 0
+
+    found = json.loads((await picluster("--host", entry.url, "why", "why-me", "--json")).out)
+    asked, answered = found["seen"]
+    assert (asked["node"], asked["priority"], asked["relayed_by"], asked["end"]) == ("pi-1", "batch", "", "length")
+    assert asked["hops"][0]["node"] == answered["node"] == told["X-Picluster-Node"]
+    assert answered["relayed_by"] == "pi-1"
+    assert asked["completion_tokens"] == answered["completion_tokens"] == 4
+    lines = (await picluster("--host", three.members[2].url, "why", "why-me")).out
+    assert "pi-1: asked" in lines
+    assert "predicted" in lines
+    assert (await picluster("--host", entry.url, "why", "nobody")).code == 1
+    async with three.http.post(url, json=body, headers={"X-Picluster-Priority": "now!"}) as answer:
+        assert answer.status == 400

@@ -32,8 +32,11 @@ class Changes:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.also: Callable[[], None] = lambda: None
+        """Called at every change."""
 
     def __call__(self) -> None:
+        self.also()
         self._event.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:

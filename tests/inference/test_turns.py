@@ -9,6 +9,8 @@ from piclusterd.errors import Overloaded
 from piclusterd.inference.protocol import EmbedRequest, GenerateRequest
 from piclusterd.inference.turns import Asked, Turns, asked_by
 
+from .rig import Changes
+
 DEADLINE_S = 10
 
 
@@ -16,7 +18,8 @@ class Line:
     """Callers before `turns`, each of which keeps its place until it is told to leave."""
 
     def __init__(self, places: int, queue_max: int) -> None:
-        self.turns = Turns("demo", places, queue_max, lambda: None)
+        self.changes = Changes()
+        self.turns = Turns("demo", places, queue_max, self.changes)
         self.order: list[str] = []
         self._leave: dict[str, asyncio.Event] = {}
 
@@ -29,22 +32,18 @@ class Line:
             self.order.append(tenant)
             await self._leave[tenant].wait()
 
+    async def until(self, busy: int, queued: int) -> None:
+        await self.changes.until(lambda: (self.turns.busy, self.turns.queued) == (busy, queued))
+
     def leave(self, *tenants: str) -> None:
         for tenant in tenants:
             self._leave.setdefault(tenant, asyncio.Event()).set()
 
 
-async def settle() -> None:
-    """Let every task run as far as it can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def test_places_are_taken_at_once_and_the_rest_waits() -> None:
     line = Line(2, 8)
     tasks = [line.come(name) for name in "abc"]
-    await settle()
-    assert (line.order, line.turns.busy, line.turns.queued) == (["a", "b"], 2, 1)
+    await line.until(2, 1)
     line.leave("a", "b", "c")
     async with asyncio.timeout(DEADLINE_S):
         await asyncio.gather(*tasks)
@@ -54,9 +53,9 @@ async def test_places_are_taken_at_once_and_the_rest_waits() -> None:
 async def test_a_flood_does_not_keep_another_waiting() -> None:
     line = Line(1, 8)
     tasks = [line.come("flood") for _ in range(4)]
-    await settle()
+    await line.until(1, 3)
     tasks.append(line.come("modest"))
-    await settle()
+    await line.until(1, 4)
     line.leave("flood", "modest")
     async with asyncio.timeout(DEADLINE_S):
         await asyncio.gather(*tasks)
@@ -66,30 +65,32 @@ async def test_a_flood_does_not_keep_another_waiting() -> None:
 async def test_whoever_leaves_the_line_or_his_place_frees_it() -> None:
     line = Line(1, 8)
     first, second, third = (line.come(name) for name in "abc")
-    await settle()
+    await line.until(1, 2)
     second.cancel()
-    await settle()
-    assert line.turns.queued == 1
+    await line.until(1, 1)
     first.cancel()
-    await settle()
-    assert (line.order, line.turns.busy) == (["a", "c"], 1)
+    await line.until(1, 0)
     third.cancel()
-    await settle()
-    assert (line.turns.busy, line.turns.queued) == (0, 0)
+    await line.until(0, 0)
+    await asyncio.gather(first, second, third, return_exceptions=True)
+    assert "b" not in line.order
 
 
 async def test_a_place_given_to_one_who_is_just_leaving_goes_to_the_next() -> None:
     line = Line(1, 8)
     tasks = [line.come(name) for name in "abc"]
-    await settle()
-    line.leave("a")
-    await asyncio.sleep(0)  # a is woken and leaves; b has the place, and has not run yet
-    await asyncio.sleep(0)
-    tasks[1].cancel()
-    line.leave("c")
+    await line.until(1, 2)
+
+    def cancel_the_second() -> None:
+        if (line.turns.busy, line.turns.queued) == (1, 1):  # it has the place, and has not run yet
+            tasks[1].cancel()
+
+    line.changes.also = cancel_the_second
+    line.leave("a", "b", "c")
     async with asyncio.timeout(DEADLINE_S):
-        await asyncio.gather(*tasks, return_exceptions=True)
-    assert line.order[-1] == "c"
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(ended[1], asyncio.CancelledError)
+    assert line.order == ["a", "c"]
     assert (line.turns.busy, line.turns.queued) == (0, 0)
 
 
@@ -100,23 +101,24 @@ async def test_a_full_queue_refuses_and_the_time_told_grows_with_what_waits() ->
             line = Line(1, queue_max)
             await stack.enter_async_context(line.turns.turn(Asked("a", cost=100.0)))
             tasks = [line.come(f"{number}", cost=100.0) for number in range(queue_max)]
-            await settle()
+            await line.until(1, queue_max)
             with pytest.raises(Overloaded, match=f"demo has {queue_max} requests waiting") as caught:
                 async with line.turns.turn(Asked("late")):
                     pass
             told.append(caught.value.retry_after_s)
             for task in tasks:
                 task.cancel()
-            await settle()
+            await line.until(1, 0)
     assert told[1] > 5 * told[0] >= 5
 
 
 async def test_whose_request_gave_way_is_told() -> None:
     line = Line(1, 2)
     tasks = [line.come("flood") for _ in range(3)]
-    await settle()
+    await line.until(1, 2)
     tasks.append(line.come("modest"))
-    await settle()
+    (refused,), _ = await asyncio.wait(tasks, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+    assert refused is tasks[2]
     line.leave("flood", "modest")
     async with asyncio.timeout(DEADLINE_S):
         ended = await asyncio.gather(*tasks, return_exceptions=True)
