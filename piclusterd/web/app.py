@@ -103,13 +103,8 @@ def _wall_ms(doors: Doors) -> int | None:
 def make_app(doors: Doors) -> web.Application:
     """The application; it starts nothing until it is served."""
     answering = Answering()
-    guards = [
-        _identify(doors.meters),
-        answering.count,
-        remember,
-        _explain,
-        _guard_host(doors.name, doors.allowed_hosts),
-    ]
+    guards = [_identify(doors.meters), answering.count, _explain, remember]
+    guards.append(_guard_host(doors.name, doors.allowed_hosts))
     if doors.keys is not None:
         guards.append(_guard_keys(doors.keys))
     app = web.Application(middlewares=guards, client_max_size=BODY_BYTES_MAX)
