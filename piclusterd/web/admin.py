@@ -173,6 +173,8 @@ def as_json(value: object) -> Any:
         return {str(key): as_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(part) for part in value]
+    if isinstance(value, bytes):
+        return value.hex()
     return finite(value) if isinstance(value, float) else value
 
 
