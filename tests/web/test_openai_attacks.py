@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from piclusterd.inference.openai_body import STOPS_MAX
+from piclusterd.inference.protocol import STOPS_MAX
+from tests.inference.rig import NAME
 
-from .test_openai import ENDLESS, HELLO, NAME, running
+from .test_openai import ENDLESS, HELLO, running
 
 FREED_S = 1.0
 REFUSED: dict[str, dict[str, Any]] = {
