@@ -25,6 +25,9 @@ ANSWER_S = 30.0
 """No answer for so long: the request failed."""
 
 
+CLOSED = "the connection was closed"
+
+
 @dataclass(slots=True)
 class Loaded:
     """What came of one load. Times in seconds."""
@@ -64,12 +67,12 @@ class Client(asyncio.Protocol):
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._done("the connection was closed")
+        self._done(CLOSED)
 
     async def request(self, prepared: bytes) -> str:
         """Why it failed; "": it was done. Cancel it to give up."""
         if self.transport.is_closing():
-            return "the connection was closed"
+            return CLOSED
         self._answer = asyncio.get_running_loop().create_future()
         self.send(prepared)
         return await self._answer

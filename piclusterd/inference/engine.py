@@ -26,12 +26,12 @@ from .budget import FORKS, sequences
 from .choosing import Choosing
 from .detokenise import TextStream
 from .embedder import Embeddings
-from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights
+from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights, likeliest
 from .prompts import Prompts
 from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told, failed
 from .residents import Residents, common
 from .sampler import Sampler
-from .sequence import Counts, Reason, Rows, Sequence, likeliest, log_probabilities
+from .sequence import Counts, Reason, Rows, Sequence, log_probabilities
 
 SMOOTHING = 0.3
 """Weight of the newest measurement of prefill speed."""
@@ -200,6 +200,7 @@ class Engine:
             self._residents.forget(state)
         if sequence.seat is None:
             sequence.seat = self._residents.place(sequence.tokens)
+        self._residents.trim()
         if not sequence.started:
             sequence.cached, sequence.started = min(sequence.past, sequence.prompt_length), time.perf_counter()
         self._active.append(sequence)

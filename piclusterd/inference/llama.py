@@ -26,6 +26,12 @@ BATCH_TOKENS = 512
 """Tokens in one decode at most: llama.cpp's own physical batch; larger ones only cost compute buffer."""
 ROWS = 256
 """Tokens that go through the network together: attention's buffer grows with them and the context."""
+GROUP = 4
+"""Rows that llama.cpp's kernels for repacked weights take at once; what is left over goes row by row."""
+GROUPED_FILES = (2, 14, 15, 25)
+"""`general.file_type` whose weights are repacked on x86 and ARM alike: Q4_0, Q4_K_S, Q4_K_M, IQ4_NL."""
+FLASH_HEAD_WIDTH = 64
+"""Below, flash attention's work a cell, which a narrow head does not amortise, makes it slower than matrix products."""
 PIECE_BYTES = 256
 """A first guess at the longest token; a longer one is asked for again."""
 METADATA_BYTES = 256 * 1024
@@ -75,6 +81,15 @@ class Weights:
         """Whether one token may belong to several sequences."""
         self.prefix_reusable = self.shareable and lib.llama_model_n_swa(self.model) == 0
         """Whether the tail of a sequence can be cut off and the head kept (needs plain full attention)."""
+        heads = max(1, int(lib.llama_model_n_head(self.model)))
+        self.flash = int(lib.llama_model_n_embd(self.model)) // heads >= FLASH_HEAD_WIDTH
+        """Whether flash attention is the faster one."""
+        features = lib.llama_print_system_info()
+        repacks = b"REPACK = 1" in features and (b"AVX2 = 1" in features or b"DOTPROD = 1" in features)
+        self.grouped = (
+            repacks and self.shareable and self.metadata("general.file_type") in map(str, GROUPED_FILES)
+        )
+        """Whether rows are cheapest in whole groups."""
 
     def close(self) -> None:
         lib.llama_model_free(self.model)
@@ -164,8 +179,10 @@ class Context:
         params = lib.llama_context_default_params()
         params.n_ctx = size
         params.n_batch, params.n_ubatch = BATCH_TOKENS, ROWS
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED  # on CPUs it reads 2 to 63 rows one by one
-        params.n_seq_max = sequences
+        params.flash_attn_type = (
+            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if weights.flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.n_seq_max = sequences + 1
         params.n_threads, params.n_threads_batch = threads, batch_threads
         params.kv_unified = True
         self._pointer = lib.llama_init_from_model(weights.model, params)
@@ -175,7 +192,8 @@ class Context:
         self.writes = bool(self._memory)
         """Whether answers can be written in it: encoders (BERT) keep nothing of what they read."""
         self._batch = Batch(BATCH_TOKENS, sequences)
-        self._vocabulary = weights.size
+        self._grouped, self._filler = weights.grouped, sequences
+        self._logits_row = ctypes.c_float * weights.size
         self.size = int(lib.llama_n_ctx(self._pointer))
 
     def close(self) -> None:
@@ -191,7 +209,15 @@ class Context:
 
     def decode(self) -> None:
         """Run the batch. Raises `KvFull` (nothing changed) or `Broken` (the memory is to be cleared)."""
+        fill = missing(self._batch.count) if self._grouped else 0
+        for position in range(fill):
+            self._batch.add(0, position, (self._filler,), False)
         status = lib.llama_decode(self._pointer, self._batch.struct)
+        if fill:
+            self.keep(self._filler, 0)
+        if status == DECODE_FULL and fill:
+            self._batch.drop(fill)
+            status = lib.llama_decode(self._pointer, self._batch.struct)
         if status == DECODE_FULL:
             raise KvFull("the KV memory is full")
         if status != 0:
@@ -228,12 +254,26 @@ class Context:
     def logits(self, row: int) -> Logits:
         """After the token in `row` of the last batch: a number for each token there is. Valid until the next decode."""
         pointer = lib.llama_get_logits_ith(self._pointer, row)
-        return np.ctypeslib.as_array(pointer, shape=(self._vocabulary,))
+        return np.ctypeslib.as_array(self._logits_row.from_address(ctypes.addressof(pointer.contents)))
 
     @property
     def pointer(self) -> Any:
         """For `Sampler.sample`."""
         return self._pointer
+
+
+def likeliest(logs: Logits, count: int) -> list[int]:
+    """The `count` most probable tokens, the best first."""
+    if count == 0:
+        return []
+    best = np.argpartition(logs, -count)[-count:]
+    return [int(token) for token in best[np.argsort(-logs[best], kind="stable")]]
+
+
+def missing(rows: int) -> int:
+    """Rows that are worth adding to fill the last group: two that go alone cost as much as a group."""
+    left = rows % GROUP
+    return GROUP - left if rows > GROUP and left > 1 else 0
 
 
 class Batch:
@@ -246,8 +286,16 @@ class Batch:
     def close(self) -> None:
         lib.llama_batch_free(self.struct)
 
+    @property
+    def count(self) -> int:
+        return int(self.struct.n_tokens)
+
     def clear(self) -> None:
         self.struct.n_tokens = 0
+
+    def drop(self, count: int) -> None:
+        """Take the last `count` out again."""
+        self.struct.n_tokens -= count
 
     def add(self, token: int, position: int, sequences: tuple[int, ...], output: bool) -> int:
         batch, row = self.struct, int(self.struct.n_tokens)

@@ -1,7 +1,7 @@
 """What the KV memory holds: a sequence number ("seat") for each answer, and for prompts read before.
 
     prompt ──seat with the longest common beginning──▶ shared (copies nothing) ──▶ a free seat ──▶ the rest is read
-    seat left ──▶ idle, its tokens stay ──▶ shared with a later prompt, or emptied when memory runs out, oldest first
+    seat left ──▶ idle, its tokens stay ──▶ shared with a later prompt, or emptied: when memory runs out, or when short
     seat of an answer that must wait ──swap_out──▶ its state in RAM ──swap_in──▶ any seat, and on it goes
 
 Invariant: `Seat.tokens` is exactly what the memory holds of that sequence. Sequences that begin alike share the cells
@@ -18,6 +18,10 @@ from .llama import Context
 
 SWAP_BYTES_MAX = 256 * 1024 * 1024
 """States kept in RAM together. An answer whose state does not fit is read again when its turn comes."""
+
+IDLE_CELLS, REREAD = 512, 256
+"""Idle ends of at most `REREAD` tokens, which are quickly read again, may take so many cells together: attention looks
+at every cell in use, be it only to pass over it, and a busy model would carry those of all its last answers along."""
 
 
 @dataclass(slots=True)
@@ -108,6 +112,18 @@ class Residents:
         if idle:
             self.empty(min(idle, key=lambda seat: seat.used))
         return bool(idle)
+
+    def trim(self) -> None:
+        """Empty idle seats that hold little beyond what others do, but for the latest."""
+        seats = sorted((seat for seat in self._seats if seat.tokens), key=lambda seat: seat.tokens)
+        alike = [common(one.tokens, other.tokens) for one, other in zip(seats, seats[1:], strict=False)]
+        own = [len(seat.tokens) - max(pair) for seat, *pair in zip(seats, [0, *alike], [*alike, 0], strict=True)]
+        short = [(seat, cells) for seat, cells in zip(seats, own, strict=True) if not seat.taken and cells <= REREAD]
+        kept = 0
+        for seat, cells in sorted(short, key=lambda each: -each[0].used):
+            kept += cells
+            if kept > IDLE_CELLS:
+                self.empty(seat)
 
     def swap_out(self, seat: Seat) -> bytes:
         """Empty `seat` and give it up. Its state, for `swap_in`; empty where it is to be read again."""

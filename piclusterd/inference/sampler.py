@@ -4,8 +4,10 @@
                                                                           └─no: again, grammar first─▶ next
 
 Grammar by rejection: sample freely, check the one token, and only where the grammar forbids it sample again under the
-grammar (which has to look at the whole vocabulary). What the grammar leaves no choice about is not sampled at all:
-`forced` gives its tokens, each checked by the same grammar. One thread owns a sampler. Runs only in the child.
+grammar (which has to look at the whole vocabulary). Greedy answers need no chain: the largest logit is found in place,
+and under a grammar the largest that it allows, if that is among the first `TRIED`. What the grammar leaves no choice
+about is not sampled at all: `forced` gives its tokens, each checked by the same grammar. One thread owns a sampler.
+Runs only in the child.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import llama_cpp as lib
 
 from .forced import Follower, Grammar
 from .grammar import compile_schema
-from .llama import Context, Weights
+from .llama import Context, Logits, Weights, likeliest
 from .protocol import GenerateRequest
 from .schema import refused
 
 PENALTY_WINDOW = 256
 """Tokens that repeat, frequency and presence penalties look back on."""
+TRIED = 256
+"""Likeliest tokens that a greedy answer tries before its grammar has to look at all of them."""
 MASK64 = 2**64 - 1
 GRAMMARS_KEPT = 8
 """Parsed grammars kept: a workflow sends the same schema with every request."""
@@ -42,6 +46,8 @@ class Sampler:
         self._free: Any = None
         self._chain = _new_chain()
         self._follower: Follower | None = None
+        self._greedy = request.temperature == 0 and not _penalises(request)
+        self._biases = [(token, bias) for token, bias in request.logit_bias if token < weights.size]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         if grammar:
             self._grammar = lib.llama_sampler_init_grammar(weights.vocab, grammar, b"root")
@@ -70,7 +76,9 @@ class Sampler:
 
     def sample(self, context: Context, row: int) -> int:
         """The next token of the sequence whose newest token is in `row` of the last batch."""
-        token = self._sampled(context.pointer, row)
+        token = self._largest(context.logits(row)) if self._greedy else None
+        if token is None:
+            token = self._sampled(context.pointer, row)
         self._follow(token)
         return token
 
@@ -100,6 +108,20 @@ class Sampler:
             self._accept(token)
             self._follow(token)
         return tokens
+
+    def _largest(self, logits: Logits) -> int | None:
+        """The greedy choice; None where the grammar has to look at every token."""
+        kept = [float(logits[token]) for token, _ in self._biases]
+        for token, bias in self._biases:
+            logits[token] += bias
+        token = int(logits.argmax())
+        if self._grammar is not None and not self._allows(token):
+            token = self._allowed(likeliest(logits, TRIED))
+        for (biased, _), logit in zip(self._biases, kept, strict=True):
+            logits[biased] = logit
+        if self._grammar is not None and token >= 0:
+            lib.llama_sampler_accept(self._chain, token)
+        return token if token >= 0 else None
 
     def _sampled(self, context: Any, row: int) -> int:
         if self._free is not None:
@@ -132,10 +154,14 @@ class Sampler:
                 self._follower = None  # the grammar alone goes on
 
     def _allows(self, token: int) -> bool:
-        data = lib.llama_token_data(id=token, logit=1.0, p=0.0)
-        candidates = lib.llama_token_data_array(data=ctypes.pointer(data), size=1, selected=-1, sorted=False)
+        return self._allowed([token]) == token
+
+    def _allowed(self, tokens: list[int]) -> int:
+        """The first of `tokens` that the grammar allows; -1: none of them."""
+        data = (lib.llama_token_data * len(tokens))(*((token, 1.0, 0.0) for token in tokens))
+        candidates = lib.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
         lib.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
-        return bool(data.logit > float("-inf"))
+        return next((int(one.id) for one in data if one.logit > float("-inf")), -1)
 
 
 def die(seed: int, place: int) -> int:

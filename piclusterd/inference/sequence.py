@@ -136,14 +136,6 @@ def log_probabilities(logits: Logits) -> Logits:
     return result
 
 
-def likeliest(logs: Logits, count: int) -> list[int]:
-    """The `count` most probable tokens, the best first."""
-    if count == 0:
-        return []
-    best = np.argpartition(logs, -count)[-count:]
-    return [int(token) for token in best[np.argsort(-logs[best], kind="stable")]]
-
-
 def _rate(count: int, count_min: int, seconds: float) -> float:
     """Tokens per second; 0 for fewer than `count_min`, which tell more of overheads than of the board."""
     return count / seconds if count >= count_min and seconds > 0 else 0.0
