@@ -5,8 +5,8 @@
 
 Both sides are up all the time and take turns, round by round, so that whatever else the machine does hits both. Of the
 rounds the best counts for rates (noise only slows), the median for times.
-TTFT is of prompts that are new; decode of the same prompts once both sides know them: tokens of all answers over the
-time from the first request to the last token. So it does not matter in how many pieces the tokens come.
+TTFT is of prompts of 60 words. Decode is of prompts of four words: tokens of all answers over the time from the first
+request to the last token, so that it does not matter in how many pieces tokens come.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RATIO = 0.97
 ANSWER_TOKENS, ANSWER_TOKENS_QUICK = 96, 32
 CONTEXT = 16_384
 ROUNDS, ROUNDS_QUICK = 5, 3
-PROMPT_WORDS, LONG_WORDS, MIXED_WORDS = 60, 400, 300
+PROMPT_WORDS, SHORT_WORDS, LONG_WORDS, MIXED_WORDS = 60, 4, 400, 300
 MIXED_ANSWERS, MIXED_LATE = 8, 4
 SENTENCE = "the editor crashes when saving a large file over the network since the last update and nobody knows why"
 WORDS = SENTENCE.split()
@@ -48,11 +48,10 @@ def threads() -> int:
 
 
 async def beside(generate: Generate, number: int, count: int, tokens: int) -> Found:
-    """`count` prompts at once, read for one token each; then again, for whole answers."""
-    prompts = [prompt(number * 1000 + each, PROMPT_WORDS) for each in range(count)]
-    read = await asyncio.gather(*(generate(Request(text, 1)) for text in prompts))
+    """`count` prompts at once, read for one token each; then as many short ones, for whole answers."""
+    read = await asyncio.gather(*map(generate, asked(number, count, PROMPT_WORDS, 1)))
     began = time.perf_counter()
-    answers = await asyncio.gather(*(generate(Request(text, tokens)) for text in prompts))
+    answers = await asyncio.gather(*map(generate, asked(number, count, SHORT_WORDS, tokens)))
     took = time.perf_counter() - began
     firsts = [answer.first for answer in read]
     gaps = [gap for answer in answers for gap in answer.gaps]
@@ -63,6 +62,11 @@ async def beside(generate: Generate, number: int, count: int, tokens: int) -> Fo
         f"inter-token p50 ms at {count}": 1000 * quantile(gaps, 0.5),
         f"inter-token p99 ms at {count}": 1000 * quantile(gaps, 0.99),
     }
+
+
+def asked(number: int, count: int, words: int, tokens: int) -> list[Request]:
+    """Prompts that no other `number` has."""
+    return [Request(prompt(number * 1000 + words * 100 + each, words), tokens) for each in range(count)]
 
 
 async def prefill(generate: Generate, number: int) -> Found:

@@ -41,6 +41,7 @@ from piclusterd.inference.protocol import Delta, Field, GenerateRequest
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "piclusterd" / "bench"
 DEMO = Path(__file__).parents[1] / "piclusterd" / "inference" / "demo_model" / "triage-demo.gguf"
 LOOPBACK = "127.0.0.1"
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 READY_S = 300.0
 TRIED_EVERY_S = 0.05
 
@@ -62,6 +63,8 @@ class Request:
     tokens: int
     """To be generated, exactly; with `schema` or `choices`: at most."""
     schema: str = ""
+    grammar: str = ""
+    """GBNF for llama-server in the place of `schema`."""
     choices: tuple[Field, ...] = ()
     temperature: float = 0.0
     seed: int = 1
@@ -145,7 +148,7 @@ async def llama_server(model: Path, setup: Setup) -> AsyncIterator[Generate]:
         where = LOOPBACK, free.getsockname()[1]
     arguments = ["-m", str(model), "--port", str(where[1]), "-np", str(setup.slots), "-c", str(setup.context)]
     arguments += ["-t", str(setup.threads), "-tb", str(setup.threads), "--log-disable", *setup.flags]
-    process = await asyncio.create_subprocess_exec(binary, *arguments, start_new_session=True)
+    process = await asyncio.create_subprocess_exec(*DIES_WITH_US, binary, *arguments, start_new_session=True)
     hand_on_priority()
     peer = _Peer(where)
     try:
@@ -216,7 +219,9 @@ class _Peer:
 
 
 def _body(request: Request) -> dict[str, Any]:
-    shaped = {"json_schema": json.loads(request.schema)} if request.schema else {"ignore_eos": True}
+    shaped: dict[str, Any] = {"json_schema": json.loads(request.schema)} if request.schema else {"ignore_eos": True}
+    if request.grammar:
+        shaped = {"grammar": request.grammar}
     return {
         "prompt": request.prompt,
         "n_predict": request.tokens,

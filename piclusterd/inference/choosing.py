@@ -3,6 +3,7 @@
     options ──tokenise whole answers──▶ paths ──common beginning──▶ read once, as more of the prompt
                                           └──what differs──▶ a tree: one token a node, each option a sequence
     logits at every inner node ──log-softmax──▶ log P(option) = sum along its path ──softmax──▶ probabilities
+    (a path's last token is never read: what precedes it says how probable it is)
 
 Several fields make a JSON object, one pass a field, each given the choices before it. A path goes on to what ends the
 option (the mark that closes the value, or the end of the answer): its sum is the logarithm of the probability that
@@ -60,6 +61,7 @@ class Choosing:
         self._best_path: Tokens = []
         self._scores: list[float] = []
         self._nodes: list[Node] = []
+        self._inner: list[int] = []
         self._settled = self._at = self._group_end = 0
         self._begin()
 
@@ -90,6 +92,11 @@ class Choosing:
     @property
     def nodes(self) -> list[Node]:
         return self._nodes
+
+    @property
+    def inner(self) -> list[int]:
+        """Those of `nodes`, by their places, that something follows: the ones to be read."""
+        return self._inner
 
     @property
     def longest(self) -> int:
@@ -149,6 +156,7 @@ class Choosing:
             self._nodes = nodes
             end += 1
         self._group_end = end
+        self._inner = sorted({node.parent for node in self._nodes} - {-1})
         if not self._nodes:
             self.scored({})  # a single option needs no pass
 

@@ -254,15 +254,13 @@ class Engine:
             wanted = position == len(sequence.tokens) - 1
             row = self._context.add(sequence.tokens[position], position, (seat.number, *own), wanted)
             last = row if wanted else -1
-        if not share.tree or choosing is None:
+        if choosing is None or (choosing.inner and not share.tree):
             return Rows(sequence, last)
-        parents = {node.parent for node in choosing.nodes}
         nodes = {}
-        for number, node in enumerate(choosing.nodes):
+        for number in choosing.inner:
+            node = choosing.nodes[number]
             sequences = tuple(own[option] for option in node.options)
-            row = self._context.add(node.token, len(sequence.tokens) + node.depth, sequences, number in parents)
-            if number in parents:
-                nodes[number] = row
+            nodes[number] = self._context.add(node.token, len(sequence.tokens) + node.depth, sequences, True)
         return Rows(sequence, last, nodes)
 
     def _measure(self, shares: list[schedule.Share], seconds: float) -> None:

@@ -86,9 +86,7 @@ class Weights:
         """Whether flash attention is the faster one."""
         features = lib.llama_print_system_info()
         repacks = b"REPACK = 1" in features and (b"AVX2 = 1" in features or b"DOTPROD = 1" in features)
-        self.grouped = (
-            repacks and self.shareable and self.metadata("general.file_type") in map(str, GROUPED_FILES)
-        )
+        self.grouped = repacks and self.shareable and self.metadata("general.file_type") in map(str, GROUPED_FILES)
         """Whether rows are cheapest in whole groups."""
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .llama import Context
 
@@ -116,8 +117,8 @@ class Residents:
     def trim(self) -> None:
         """Empty idle seats that hold little beyond what others do, but for the latest."""
         seats = sorted((seat for seat in self._seats if seat.tokens), key=lambda seat: seat.tokens)
-        alike = [common(one.tokens, other.tokens) for one, other in zip(seats, seats[1:], strict=False)]
-        own = [len(seat.tokens) - max(pair) for seat, *pair in zip(seats, [0, *alike], [*alike, 0], strict=True)]
+        alike = [0, *(common(one.tokens, other.tokens) for one, other in pairwise(seats)), 0]
+        own = [len(seat.tokens) - max(alike[at : at + 2]) for at, seat in enumerate(seats)]
         short = [(seat, cells) for seat, cells in zip(seats, own, strict=True) if not seat.taken and cells <= REREAD]
         kept = 0
         for seat, cells in sorted(short, key=lambda each: -each[0].used):

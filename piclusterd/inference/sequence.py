@@ -72,7 +72,7 @@ class Sequence:
         remaining = len(self.tokens) - self.past
         if self.choosing is not None:
             answering = bool(self.choosing.probabilities)
-            return Pending(remaining, answering, len(self.choosing.nodes), len(self.choosing.group))
+            return Pending(remaining, answering, len(self.choosing.inner), len(self.choosing.group))
         return Pending(remaining, self.past >= self.prompt_length)
 
     def close(self) -> None:

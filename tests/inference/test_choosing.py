@@ -76,6 +76,13 @@ def test_fields_are_chosen_one_after_another_and_make_json() -> None:
     assert asked.path == tokenise(wanted)
 
 
+def test_what_nothing_follows_is_not_read() -> None:
+    asked = choosing(Field("", ("bug", "chore")))
+    last = [number for number, node in enumerate(asked.nodes) if node.token == END]
+    assert len(last) == 2
+    assert sorted([*asked.inner, *last]) == list(range(len(asked.nodes)))
+
+
 def test_a_single_option_needs_no_pass() -> None:
     assert choosing(Field("a", ("x",)), Field("b", ("y",))).text == '{"a": "x", "b": "y"}'
     asked = choosing(Field("a", ("x",)), Field("b", ("y", "z")))

@@ -105,6 +105,16 @@ def test_bare_options_end_where_the_answer_would(engine: Engine, weights: Weight
     assert done.completion_tokens == len(paths[options.index(text)])
 
 
+def test_options_of_one_token_are_told_from_the_prompt_alone(engine: Engine, weights: Weights) -> None:
+    numbers = tuple(str(digit) for digit in range(4))
+    engine.submit(1, asked(0, Field("", numbers)))
+    text, done = answers(engine)[1]
+    prompt = engine.prompt_tokens(asked(0))
+    expected = softmax([plain_score(weights, prompt, [*weights.tokenise_plain(one), weights.end]) for one in numbers])
+    assert done.choices[0] == pytest.approx(expected, abs=ROUNDING)
+    assert text == numbers[expected.index(max(expected))]
+
+
 def test_two_fields_of_a_known_prompt_take_two_batches_and_read_no_prompt(engine: Engine) -> None:
     engine.submit(1, asked(1, *TRIAGE))
     first = answers(engine)[1]

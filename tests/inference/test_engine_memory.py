@@ -10,7 +10,7 @@ import pytest
 from piclusterd.inference.engine import Engine
 from piclusterd.inference.llama import Context, Weights
 from piclusterd.inference.protocol import Delta, Done, GenerateRequest, Load
-from piclusterd.inference.residents import common, distinct
+from piclusterd.inference.residents import IDLE_CELLS, common, distinct
 
 from .rig import DEMO
 
@@ -108,6 +108,23 @@ def test_when_memory_is_full_the_youngest_waits_with_its_state_and_goes_on() -> 
     assert tight.counts.prompt_tokens == roomy.counts.prompt_tokens  # nothing was read again
     for engine in (roomy, tight):
         engine.close()
+
+
+def test_short_ends_of_past_answers_go_and_what_is_long_or_shared_stays() -> None:
+    engine = engine_of(8192, 16)
+    long, shared = prompt_of(engine, 600), prompt_of(engine, 300, " shared")
+    engine.submit(0, GenerateRequest(prompt=long, max_tokens=1))
+    drained(engine)
+    for number in range(20):
+        engine.submit(1, GenerateRequest(prompt=f"{shared} {number} " + "x" * 60, max_tokens=1))
+        drained(engine)
+    idle = distinct(seat.tokens for seat in engine._residents._seats)
+    assert 600 < idle < 600 + 300 + IDLE_CELLS + 2 * 90
+    for text in (long, shared):
+        engine.submit(2, GenerateRequest(prompt=text, max_tokens=1))
+        done = drained(engine)[1][2]
+        assert done.cached_tokens >= done.prompt_tokens - 2
+    engine.close()
 
 
 def test_a_saved_state_gives_the_same_logits_to_the_bit() -> None:
