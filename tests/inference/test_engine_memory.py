@@ -79,7 +79,7 @@ def test_sharing_changes_no_answer() -> None:
 def test_a_prompt_that_is_being_read_is_not_read_twice_and_others_pass_by() -> None:
     engine = engine_of(4096, 4)
     shared = prompt_of(engine, 900)
-    engine.submit(1, GenerateRequest(prompt=shared + "x", max_tokens=4, seed=1))
+    engine.submit(1, GenerateRequest(prompt=shared + "x", max_tokens=3, seed=1, json_schema=ENDLESS))
     engine.submit(2, GenerateRequest(prompt=shared + "y", max_tokens=2, seed=1))
     engine.submit(3, GenerateRequest(prompt="Something else", max_tokens=1, seed=1))
     order = []
