@@ -151,6 +151,38 @@ class Inference:
         ),
     ] = ""
     default_model: Annotated[str, Meta(description="the model workflows use; empty: the first of [[models]]")] = ""
+    outside: Annotated[
+        bool, Meta(description="what clients ask may leave the house for a provider, when no node can answer")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One `[[providers]]` table: who answers chats when no node can, in this order."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]*$", description="what to call it in answers")
+    ]
+    kind: Annotated[
+        Literal["openai", "huggingface", "workers-ai"],
+        Meta(description="openai: any server that speaks its API, as vLLM and llama-server do"),
+    ]
+    model: Annotated[str, Meta(min_length=1, max_length=256, description="the model's name there")]
+    url: Annotated[
+        str, Meta(description="base URL, up to /v1; empty: the service's own (of openai it must be given)")
+    ] = ""
+    account: Annotated[str, Meta(max_length=64, description="Cloudflare account id, for workers-ai")] = ""
+    key_file: Annotated[str, Meta(description="file with its key; empty: it asks for none")] = ""
+    models: Annotated[
+        tuple[str, ...], Meta(max_length=32, description="names it stands in for, with * for any letters")
+    ] = ("*",)
+    at_home: Annotated[
+        bool, Meta(description="it stands in the house: what clients ask may go there whatever inference.outside says")
+    ] = False
+    requests_per_day: Annotated[int, Meta(ge=0, le=10**9, description="asked of it in a UTC day; 0: no limit")] = 0
+    tokens_per_day: Annotated[int, Meta(ge=0, le=10**12, description="read and written; 0: no limit")] = 0
+    neurons_per_day: Annotated[int, Meta(ge=0, le=10**9, description="of workers-ai; 0: no limit")] = 0
+    timeout_s: Annotated[float, Meta(ge=1.0, le=600.0, description="until its first byte, seconds")] = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +342,7 @@ class Config:
     log: Log = field(default_factory=Log)
     models: tuple[Model, ...] = ()
     schedule: tuple[Scheduled, ...] = ()
+    providers: tuple[Provider, ...] = ()
 
     @property
     def state_dir(self) -> Path:

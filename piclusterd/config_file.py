@@ -28,9 +28,10 @@ import msgspec
 from cronsim import CronSim, CronSimError
 
 from .config import Config
-from .config_keys import LISTS, MODELS, SCHEDULE, Key, sections
+from .config_keys import LISTS, MODELS, PROVIDERS, SCHEDULE, Key, sections
 from .errors import ConfigError
 
+LISTED_FILES = ((SCHEDULE, "post_url_file"), (PROVIDERS, "key_file"))  # keys of tables that name a secret's file
 DEFAULT_PATH = Path("/etc/piclusterd/piclusterd.toml")
 STATE_DIR = "/var/lib/piclusterd"
 PREFIX = "PICLUSTER_"
@@ -245,9 +246,9 @@ def _resolve(config: Config, path: Path | None, environ: Mapping[str, str]) -> C
     for section, name in _file_keys():
         part = changed.get(section, getattr(config, section))
         changed[section] = replace(part, **{name: _locate(getattr(part, name), beside, environ)})
-    changed[SCHEDULE] = tuple(
-        replace(line, post_url_file=_locate(line.post_url_file, beside, environ)) for line in config.schedule
-    )
+    for section, name in LISTED_FILES:
+        rows = getattr(config, section)
+        changed[section] = tuple(replace(row, **{name: _locate(getattr(row, name), beside, environ)}) for row in rows)
     return replace(config, **changed)
 
 
@@ -285,9 +286,10 @@ def _check_files(sheet: _Sheet, config: Config) -> None:
     for number, model in enumerate(config.models):
         if model.path and not model.path.startswith(BUILTIN):
             _check_readable(sheet, (MODELS, str(number), "path"), model.path)
-    for number, line in enumerate(config.schedule):
-        if line.post_url_file:
-            _check_readable(sheet, (SCHEDULE, str(number), "post_url_file"), line.post_url_file)
+    for section, name in LISTED_FILES:
+        for number, row in enumerate(getattr(config, section)):
+            if file := getattr(row, name):
+                _check_readable(sheet, (section, str(number), name), file)
 
 
 def _cross_check(sheet: _Sheet, config: Config) -> None:
@@ -304,6 +306,16 @@ def _cross_check(sheet: _Sheet, config: Config) -> None:
     _check_endpoints(sheet, config)
     _check_model_names(sheet, config)
     _check_schedule(sheet, config)
+    _check_providers(sheet, config)
+
+
+def _check_providers(sheet: _Sheet, config: Config) -> None:
+    for number, one in enumerate(config.providers):
+        needs = {"openai": ("url", one.url.startswith("http")), "workers-ai": ("account", one.account or one.url)}
+        if not (need := needs.get(one.kind, ("", True)))[1]:
+            sheet.fault((PROVIDERS, str(number), need[0]), f"must be given for {one.kind} (a URL ends in /v1)")
+        if one.name in [other.name for other in config.providers[:number]]:
+            sheet.fault((PROVIDERS, str(number), "name"), f'"{one.name}" is another provider\'s')
 
 
 def _check_flows(sheet: _Sheet, config: Config) -> None:

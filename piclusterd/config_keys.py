@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
-from .config import Config, Model, Scheduled
+from .config import Config, Model, Provider, Scheduled
 
-MODELS, SCHEDULE = "models", "schedule"
-LISTS: Mapping[str, type] = {MODELS: Model, SCHEDULE: Scheduled}
+MODELS, SCHEDULE, PROVIDERS = "models", "schedule", "providers"
+LISTS: Mapping[str, type] = {MODELS: Model, SCHEDULE: Scheduled, PROVIDERS: Provider}
 """Sections that are lists of tables, `[[models]]` and `[[schedule]]`, and what a table is."""
 WIDTH = 110
 """Columns of the rendered file's comments."""
@@ -26,6 +26,7 @@ WIDTH = 110
 _INTRODUCTIONS = {
     MODELS: "One table for each model this node serves; there is none by default.",
     SCHEDULE: "One table for each thing done by the clock, the same on every node; there is none by default.",
+    PROVIDERS: "One table for each service that answers chats when no node can, in order; there is none by default.",
 }
 _HEADER = """\
 # piclusterd: every key at its default. Any line may be left out; a changed line is all a small file needs.

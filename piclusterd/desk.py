@@ -40,10 +40,11 @@ from .events import (
     WhoServes,
 )
 from .ids import NodeId, Term
-from .inference import lan
+from .inference import lan, providers
 from .inference.lan import Lan
 from .inference.library import Library
 from .inference.pool import Pool
+from .inference.providers import Fallback
 from .inference.serving import Serving
 from .integrations.hub import HubClient
 from .integrations.hub_frames import HubHook
@@ -143,13 +144,14 @@ class Desk:
         self._lan = library.lan
         self.stock = Stock(me.node, library, links.request, self.view)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
+        self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._workers)
         self.batches = Batches(self.shelf, self.serving, self.take_hook, self._jobs.change, self._served, journal)
         self._whys = Whys(me.name, self.serving.decisions, links)
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
         """What the client listener is made of."""
-        answering = Metered(Marked(self.serving))
+        answering = Metered(Marked(self.fallback))
         return Doors(
             name=self._me.name,
             release=__version__,
@@ -169,6 +171,7 @@ class Desk:
             ),
             meters=self.meters,
             edge=self._edge,
+            providers=self.fallback.told,
             ledger_fault=ledger_fault,
             secrets=self._secrets,
             lists=self._lists,

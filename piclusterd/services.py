@@ -111,6 +111,7 @@ def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitSta
         "batch": desk.batches,
         "selftest": Echo(name),
     }
+    stack.push_async_callback(desk.fallback.close)
     if config.linear.token_file:
         linear = LinearFlows(
             config.linear.url, secret(config.linear.token_file)[0], writes_per_hour=config.linear.writes_per_hour

@@ -59,6 +59,35 @@ class Wrong(Exception):
         self.status, self.body = status, body
 
 
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool = False
+
+
+async def completion(
+    request: web.Request, model: str, text: str, stream: bool, usage: Mapping[str, int] | None
+) -> web.StreamResponse:
+    """`text` as a chat completion in OpenAI's words: whole, or word by word as server-sent events with `usage` last."""
+    shared = {"id": "chat-1", "created": 1, "model": model}
+    if not stream:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return web.json_response({**shared, "object": "chat.completion", "choices": [choice], "usage": usage})
+    words = text.split(" ")
+    parts = [word if number == 0 else f" {word}" for number, word in enumerate(words)]
+    deltas: list[tuple[Mapping[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)]
+    deltas += [*(({"content": part}, None) for part in parts), ({}, "stop")]
+    lines: list[Any] = [
+        {
+            **shared,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+        for delta, reason in deltas
+    ]
+    lines += [{**shared, "object": "chat.completion.chunk", "choices": [], "usage": usage}] if usage else []
+    body = "".join(f"data: {json.dumps(line)}\n\n" for line in lines) + "data: [DONE]\n\n"
+    return web.Response(body=body.encode(), content_type="text/event-stream")
+
+
 class Double:
     """`async with GitHubDouble() as double:` then `double.url`. A subclass gives routes and the provider's words."""
 
@@ -173,7 +202,7 @@ class Double:
             return answer
         if fault.kind == "partial" and isinstance(answer, web.Response) and isinstance(answer.body, bytes):
             half = answer.body[: len(answer.body) // 2]
-            return web.Response(status=answer.status, body=half, content_type="application/json")
+            return web.Response(status=answer.status, body=half, content_type=answer.content_type)
         assert request.transport is not None
         request.transport.abort()
         return answer

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from .doubles import Double, Fault
+from .doubles import Double, Fault, StreamOptions, completion
 
 COMMIT = "a" * 40
 PROVIDERS = frozenset({"auto", "cerebras", "groq", "hf-inference", "novita", "together"})
@@ -36,7 +36,15 @@ class Chat(msgspec.Struct, forbid_unknown_fields=True):
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    seed: int | None = None
+    stop: list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool = False
+    stream_options: StreamOptions | None = None
 
 
 class HuggingFaceDouble(Double):
@@ -90,18 +98,15 @@ class HuggingFaceDouble(Double):
             super().check(request)
 
     # the router -----------------------------------------------------------------------------------------------------
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await self.read(request, Chat)
         model, _, provider = asked.model.partition(":")
         if model not in self.models or (provider and provider not in PROVIDERS):
             raise self.wrong(400, f"The requested model '{asked.model}' does not exist or no provider serves it")
-        if asked.stream:
-            raise self.wrong(422, "this double does not stream")
-        message = {"role": "assistant", "content": self.answer(asked.messages[-1].content)}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-        told = {"id": "chat-1", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
-        return web.json_response(told)
+        wanted = not asked.stream or (asked.stream_options is not None and asked.stream_options.include_usage)
+        text = self.answer(asked.messages[-1].content)
+        return await completion(request, model, text, asked.stream, usage if wanted else None)
 
     async def _list(self, _: web.Request) -> web.Response:
         return web.json_response(

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from .doubles import Double, Fault
+from .doubles import Double, Fault, StreamOptions, completion
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 MODEL = "@cf/meta/llama-3.1-8b-instruct-fast"
@@ -40,6 +40,15 @@ class Run(msgspec.Struct, forbid_unknown_fields=True):
 
 class Chat(Run, forbid_unknown_fields=True, kw_only=True):
     model: str
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
+    seed: int | None = None
+    stop: list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
 
 
 class WorkersAIDouble(Double):
@@ -80,13 +89,12 @@ class WorkersAIDouble(Double):
             {"result": {"response": text, "usage": usage}, "success": True, "errors": [], "messages": []}
         )
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await self.read(request, Chat)
-        message = {"role": "assistant", "content": self._think(asked.model, asked)}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return web.json_response(
-            {"id": "chat-1", "object": "chat.completion", "model": asked.model, "choices": [choice]}
-        )
+        usage = {"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200}
+        wanted = not asked.stream or (asked.stream_options is not None and asked.stream_options.include_usage)
+        text = self._think(asked.model, asked)
+        return await completion(request, asked.model, text, asked.stream, usage if wanted else None)
 
     def _think(self, model: str, asked: Run) -> str:
         if model in PAID_ONLY:

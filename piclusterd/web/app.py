@@ -79,6 +79,8 @@ class Doors:
     meters: Meters = field(default_factory=Meters)
     edge: Callable[[], Mapping[str, Any]] = lambda: health.NO_EDGE
     """The hub connection: url, connected, last_seq, and depth or why where known."""
+    providers: Callable[[], Sequence[Mapping[str, Any]]] = tuple
+    """Who answers when no node can: name, kind, model, state and what it was used for today."""
     ledger_fault: Callable[[], str] = lambda: ""
     """Why the ledger takes no writes; "" while it does."""
     secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -111,7 +113,9 @@ def make_app(doors: Doors) -> web.Application:
     app[ANSWERING] = answering
     page = status.Page(doors.view, doors.edge, doors.bus, doors.release, doors.wall, lambda: _uptime(doors))
     app.add_routes(page.routes())
-    app.add_routes(health.routes(doors.view, doors.edge, doors.ledger_fault, doors.release, doors.wall))
+    app.add_routes(
+        health.routes(doors.view, doors.edge, doors.ledger_fault, doors.release, doors.wall, doors.providers)
+    )
     app.add_routes(metrics.routes(doors.view, doors.meters))
     app.add_routes(stream.routes(doors.bus))
     app.add_routes(hooks.routes(doors.secrets, doors.take_hook, doors.meters, doors.lists, lambda: _wall_ms(doors)))

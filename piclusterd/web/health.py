@@ -22,7 +22,7 @@ Owns the words of every warning: each names the node, the cause and the fix. Ref
         pi_cluster    {"<host:port>": {name, state, role, load, memory, temperature, models, ledger_entries, seen_s}}
                       state alive|suspect|failed|left; role leader|voter|learner; load in percent or null; memory
                       {"used", "total"} in bytes; temperature in °C or null; seen_s seconds since it was heard
-        ai_providers  {"local": {configured, models: {name: [nodes]}}, "workers_ai": {configured}, "huggingface": {…}}
+        ai_providers  {"local": {configured, models: {name: [nodes]}}, "workers_ai": {configured, providers}, …}
         ledger        {entries, digest, heads: [{node, epoch, seq}]}
         findings      [{severity, node, what, why, fix}]
 
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -47,6 +47,8 @@ from ..views import MemberView, View
 
 FULL_SHARE = 0.92
 """Of memory: past it a Pi begins to swap to its card, and everything on it crawls."""
+PROVIDERS = {"workers_ai": "workers-ai", "huggingface": "huggingface", "openai_compatible": "openai"}
+"""What /health calls each kind."""
 SERVICE_FLAG = "service-"
 NO_EDGE: Mapping[str, Any] = {"url": None, "connected": False, "last_seq": None}
 
@@ -244,7 +246,9 @@ def ago(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def health(view: View, edge: Mapping[str, Any], release: str, wall: float) -> dict[str, Any]:
+def health(
+    view: View, edge: Mapping[str, Any], release: str, wall: float, providers: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The unified document of the module header. `wall` in seconds since 1970."""
     found = findings(view, edge)
     judged = verdict(view, found)
@@ -263,8 +267,7 @@ def health(view: View, edge: Mapping[str, Any], release: str, wall: float) -> di
         "pi_cluster": {address_of(m): _line(view, m, called) for m in view.members if m is not relay},
         "ai_providers": {
             "local": _local_models(view, called),
-            "workers_ai": {"configured": False},
-            "huggingface": {"configured": False},
+            **{name: _providers(kind, providers) for name, kind in PROVIDERS.items()},
         },
         "ledger": {
             "entries": view.entries,
@@ -311,6 +314,12 @@ def _local_models(view: View, called: Mapping[NodeId, str]) -> dict[str, Any]:
     return {"configured": bool(served), "models": served}
 
 
+def _providers(kind: str, providers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of one kind; nothing but that there is none, where there is none."""
+    found = [{key: value for key, value in one.items() if key != "kind"} for one in providers if one["kind"] == kind]
+    return {"configured": True, "providers": found} if found else {"configured": False}
+
+
 # the doors -------------------------------------------------------------------------------------------------------
 def routes(
     view: Callable[[], Awaitable[View]],
@@ -318,6 +327,7 @@ def routes(
     ledger_fault: Callable[[], str],
     release: str,
     wall: Callable[[], float],
+    providers: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
 ) -> list[web.RouteDef]:
     """`ledger_fault` says why the ledger takes no writes, "" while it does."""
 
@@ -332,7 +342,7 @@ def routes(
         return web.Response(text=text + "\n", status=200 if ready else 503)
 
     async def whole(_request: web.Request) -> web.Response:
-        document = health(await view(), edge(), release, wall())
+        document = health(await view(), edge(), release, wall(), providers())
         return web.json_response(document, status=503 if document["status"] == "down" else 200)
 
     return [

@@ -125,6 +125,7 @@ async def test_the_unified_document_has_every_tier() -> None:
         "local": {"configured": True, "models": {"qwen2.5-1.5b": ["pi-1", "pi-2", "pi-3"]}},
         "workers_ai": {"configured": False},
         "huggingface": {"configured": False},
+        "openai_compatible": {"configured": False},
     }
     assert body["ledger"]["heads"][1] == {"node": "pi-2", "epoch": 1, "seq": 422}
 
