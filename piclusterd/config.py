@@ -197,6 +197,9 @@ class Store:
     keep_alive_minutes: Annotated[
         float, Meta(ge=0.1, le=10080.0, description="a model loaded so that nobody asked for so long is unloaded")
     ] = 10.0
+    client_pulls: Annotated[
+        Literal["none", "catalogue", "any"], Meta(description="what clients may pull over the Ollama API")
+    ] = "none"
     context: Annotated[int, Meta(ge=128, le=1_048_576, description="tokens of context of a model loaded so")] = 4096
     slots: Annotated[int, Meta(ge=1, le=64, description="requests it answers side by side")] = 4
 

@@ -142,7 +142,7 @@ class Desk:
         }
         library.lan = Lan(me.node, library.store, links.request, lambda: _names(links), rng)
         self._lan = library.lan
-        self.stock = Stock(me.node, library, links.request, self.view)
+        self.stock = Stock(me.node, library, links.request, self.view, config.store.client_pulls)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._workers)
@@ -179,7 +179,7 @@ class Desk:
             allowed_hosts=self._config.api.allowed_hosts,
             extra_routes=[
                 *openai.routes(answering, self._list_models),
-                *ollama.routes(answering, self._cards),
+                *ollama.routes(answering, self._cards, self.stock.client_pull),
                 *models.routes(self.stock.ask, self.stock.take),
                 *files.routes(Uploads(self.shelf), self.batches),
                 *why.routes(self._whys.find),
@@ -219,7 +219,7 @@ class Desk:
         return [{"id": name} for name in sorted(filter(visible, there))]
 
     async def _cards(self) -> list[Card]:
-        return [card for card in ollama.cards(await self.view()) if visible(card.name)]
+        return [await self.stock.card(card) for card in ollama.cards(await self.view()) if visible(card.name)]
 
     # peers ---------------------------------------------------------------------------------------------------
     def _relay(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:

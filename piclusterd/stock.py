@@ -11,18 +11,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from .board import sensors
-from .errors import NotFound, PiclusterError, UserError
+from .errors import NotFound, PiclusterError, Refused, UserError
 from .ids import NodeId
-from .inference.catalogue import proposed
+from .inference.catalogue import named, proposed
 from .inference.library import Library
 from .views import View
 from .web.admin import ModelWish, as_json
+from .web.ollama_schema import Card
 
 MODELS = "models"
 """Request between peers; its body is a `ModelWish`, its answer the lines."""
@@ -33,8 +35,13 @@ Request = Callable[[NodeId, str, bytes, float], AsyncGenerator[bytes, None]]
 
 
 class Stock:
-    def __init__(self, me: NodeId, library: Library, request: Request, view: Callable[[], Awaitable[View]]) -> None:
-        """`request` is `Links.request`, `view()` this node's picture."""
+    def __init__(
+        self, me: NodeId, library: Library, request: Request, view: Callable[[], Awaitable[View]],
+        client_pulls: str = "none",
+    ) -> None:  # fmt: skip
+        """`request` is `Links.request`, `view()` this node's picture; `client_pulls`: catalogue or any."""
+        self._client_pulls = client_pulls
+        self.client_pull = None if client_pulls == "none" else self._for_client
         self._me, self._library, self._request, self._view = me, library, request, view
 
     async def ask(self, wish: ModelWish) -> AsyncGenerator[dict[str, Any], None]:
@@ -64,6 +71,29 @@ class Stock:
         """A file that the owner sends."""
         async with aclosing(chunks):
             return {"model": as_json(await self._library.take_stream(chunks, size, name))}
+
+    async def _for_client(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+        """A pull in Ollama's words. Raises `Refused` where the owner has not allowed it, and what stopped it."""
+        if self._client_pulls == "catalogue" and named(name) is None:
+            fix = "Its owner runs `picluster pull`."
+            raise Refused(f"{name[:128]} may not be pulled by clients", "It is not in the catalogue.", fix)
+        async with aclosing(self._library.pull(name)) as steps:
+            async for step in steps:
+                told = {"status": "success" if step.status == "done" else step.status}
+                sizes = {"digest": f"sha256:{step.digest}", "total": step.total, "completed": step.completed}
+                yield {**told, **sizes} if step.digest and step.status != "done" else told
+
+    async def card(self, card: Card) -> Card:
+        """With what this node's file of it says."""
+        found = self._library.store.find(card.name)
+        if found is None:
+            return card
+        about = await self._library.about(found.name)
+        return replace(
+            card, size=found.size, sha256=found.sha256, modified=found.added,
+            family=str(about.get("architecture") or card.family), parameters=str(about.get("parameters", "")),
+            quantisation=str(about.get("quantization", "")), context=card.context or int(about.get("context", 0)),
+        )  # fmt: skip
 
     async def _chosen(self, wanted: str) -> NodeId:
         if wanted in ("", self._me):

@@ -102,7 +102,7 @@ class Library:
         self._rng = rng or random.Random()
         self._pulls: dict[str, _Pull] = {}
         self._order = asyncio.Lock()  # of what changes the store's names
-        self._shapes: dict[str, int] = {}
+        self._abouts: dict[str, dict[str, Any]] = {}
         self.lan: Lan | None = None
         """Peers that may have what is pulled; set by whoever has links."""
         pool.stored = self.facts
@@ -142,15 +142,14 @@ class Library:
         return tuple(self._loaded(name) for name in self._pool.names)
 
     def facts(self) -> tuple[ModelFacts, ...]:
-        """The models that would be loaded if somebody asked, for gossip."""
+        """The models that would be loaded if somebody asked, or are just loading, for gossip."""
         if not self._settings.on_demand:
             return ()
-        waiting = [one for one in self.store.entries.values() if self._pool.served(one.name) is None]
         return tuple(
-            ModelFacts(name=name, embeddings=one.embeds, load_s=round(max(0.1, one.size / LOAD_BYTES_S), 1))
-            for one in waiting
+            ModelFacts(name=name, embeddings=True, load_s=round(max(0.1, one.size / LOAD_BYTES_S), 1))
+            for one in self.store.entries.values()
             for name in (one.name, *one.aliases)
-            if self._pool.served(name) is None
+            if self._pool.served(name) is None or self.loads.loading(one.name)
         )[:TOLD_MAX]
 
     def _entry(self, manifest: Manifest) -> Entry:
@@ -268,8 +267,10 @@ class Library:
 
     async def about(self, name: str) -> dict[str, Any]:
         """What the file says of itself: architecture, parameters, quantization, context, … where it says so."""
-        path = self.store.blob(self.store.get(name).sha256)
-        return await asyncio.to_thread(describe, path)
+        sha256 = self.store.get(name).sha256
+        if sha256 not in self._abouts:
+            self._abouts[sha256] = await asyncio.to_thread(describe, self.store.blob(sha256))
+        return self._abouts[sha256]
 
     # changing --------------------------------------------------------------------------------------------------------
     async def remove(self, name: str) -> int:

@@ -100,6 +100,9 @@ class Loads:
         finally:
             self._waiting[spec.name] -= 1
 
+    def loading(self, name: str) -> bool:
+        return name in self._loading
+
     async def load(self, name: str, keep_alive_s: float | None = None) -> None:
         """Have it in memory. `keep_alive_s` after its last answer, instead of the configured time; inf: for good.
 

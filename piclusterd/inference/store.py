@@ -61,7 +61,6 @@ class Manifest(msgspec.Struct, frozen=True):
     pinned: bool = False
     added: float = 0.0
     """Unix seconds."""
-    embeds: bool = True
 
 
 class NoSpace(Unavailable):

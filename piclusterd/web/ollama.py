@@ -77,8 +77,12 @@ async def _closed(_request: web.Request) -> web.StreamResponse:
 def cards(view: View) -> list[Card]:
     """What alive nodes serve, each model once."""
     alive = [member for member in view.members if member.state == "alive"]
-    told = {facts.name: facts for member in alive for facts in member.facts.models}
-    return [Card(name, context=facts.context, embeds=facts.embeddings) for name, facts in sorted(told.items())]
+    found = [facts for member in alive for facts in member.facts.models]
+    told = {facts.name: facts for facts in sorted(found, key=lambda facts: facts.load_s == 0)}
+    return [
+        Card(name, context=facts.context, embeds=facts.embeddings, loaded=facts.load_s == 0)
+        for name, facts in sorted(told.items())
+    ]
 
 
 def _answered(handler: Handler) -> Handler:
@@ -127,7 +131,8 @@ class _Api:
             steps = _already()
         except NotFound:
             if self._pull is None:
-                why, fix = "This node fetches no models for clients.", "Ask its owner."
+                why = "This node fetches no models for clients."
+                fix = "Its owner runs `picluster pull`, or sets [store] client_pulls."
                 raise Refused(f"{asked.called} is not here", why, fix, param="model") from None
             steps = self._pull(asked.called)
         return await _progress(request, steps, asked.stream is not False)

@@ -16,13 +16,16 @@ from piclusterd.cli.client import Target
 from piclusterd.cli.models import _send as send
 from piclusterd.demo.doubles import Fault
 from piclusterd.demo.huggingface_double import CdnDouble, HuggingFaceDouble
+from piclusterd.errors import Refused
 from piclusterd.ids import NodeId
+from piclusterd.inference import catalogue
 from piclusterd.inference.library import Library
 from piclusterd.inference.store import HEADROOM_BYTES
 from piclusterd.stock import MODELS, Stock
 from piclusterd.web import models
 from piclusterd.web.app import Doors, make_app
 from piclusterd.web.listener import serve
+from piclusterd.web.ollama_schema import Card
 from tests.inference.hub_rig import BODY, FILE, NAME, REPO, SHA256, hub_with_cdn, library_of
 from tests.inference.rig import DEMO
 from tests.web.house import Node, node, serving
@@ -40,6 +43,7 @@ class Home:
     hub: HuggingFaceDouble
     cdn: CdnDouble
     doors: Doors
+    stock: Stock
 
     async def run(self, *words: str) -> Result:
         return await picluster("--socket", self.socket, *words)
@@ -65,10 +69,10 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
                 yield chunk[:7]  # links cut where they like
                 yield chunk[7:]
 
-        here = Stock(node(1), library, request, house.view)
+        here = Stock(node(1), library, request, house.view, "catalogue")
         doors = house.doors(extra_routes=models.routes(here.ask, here.take))
         listener = await serve(make_app(doors), "127.0.0.1", 0, tmp_path / "api.sock")
-        yield Home(str(tmp_path / "api.sock"), library, other, hub, cdn, doors)
+        yield Home(str(tmp_path / "api.sock"), library, other, hub, cdn, doors, here)
         await listener.close()
 
 
@@ -165,3 +169,19 @@ async def test_the_doors_of_models_are_the_owners_alone(home: Home) -> None:
     async with serving(home.doors) as client:
         for path in ("/admin/models", "/admin/models/file"):
             assert (await client.post(path, json={"what": "list"})).status == 403
+
+
+async def test_clients_pull_what_the_owner_allows_and_see_what_a_file_says_of_itself(home: Home) -> None:
+    known = catalogue.catalogue()[0]
+    home.hub.files[known.repo] = {known.file: BODY}
+    assert home.stock.client_pull is not None
+    steps = [step async for step in home.stock.client_pull(known.name)]
+    assert steps[0] == {"status": "resolving"}
+    assert steps[-1] == {"status": "success"}
+    assert any(step.get("digest") == f"sha256:{SHA256}" and step["total"] == len(BODY) for step in steps)
+    with pytest.raises(Refused, match="not in the catalogue"):
+        await anext(home.stock.client_pull(REPO))
+    card = await home.stock.card(Card(known.name, loaded=False))
+    assert (card.size, card.sha256, card.family, card.loaded) == (len(BODY), SHA256, "llama", False)
+    assert card.modified > 0
+    assert await home.stock.card(Card("elsewhere")) == Card("elsewhere")

@@ -193,3 +193,28 @@ def test_what_was_sent_just_now_is_being_read_there() -> None:
     assert "knows 4000 bytes" in second.reason
     other = replace(LONG, marks=tuple(Mark(number + 100, 400 * number) for number in range(1, 11)))
     assert answered_by(placement, other).node == PI_2
+
+
+def test_a_model_is_asked_only_for_what_it_says_it_can_do() -> None:
+    placement = placed(member(PI_1, serving(tasks=("classify",))))
+    assert isinstance(placement.choose(WhoServes(0, "qwen", "classify", 10, ()), 0.0), Choice)
+    refused = placement.choose(WhoServes(0, "qwen", "generate", 10, ()), 0.0)
+    assert isinstance(refused, NotFound)
+    assert "It can classify." in str(refused)
+    newer = placed(member(PI_1, serving(tasks=("sing",)))).choose(WhoServes(0, "qwen", "embed", 10, ()), 0.0)
+    assert "nothing that this release knows" in str(newer)
+
+
+def test_a_model_on_a_disk_is_loaded_only_where_the_queue_is_longer_than_the_load() -> None:
+    on_disk = ModelFacts("qwen", load_s=20.0)
+    assert chosen(placed(member(PI_1, on_disk), member(PI_2, serving()))).node == PI_2
+    assert chosen(placed(member(PI_1, on_disk), member(PI_2, serving(queued=9)))).node == PI_1
+    assert chosen(placed(member(PI_1, on_disk), member(PI_2, ModelFacts("qwen", load_s=5.0)))).node == PI_2
+
+
+def test_no_preference_means_what_is_in_memory_and_else_the_only_one_there_is() -> None:
+    small = ModelFacts("small", load_s=3.0)
+    assert chosen(placed(member(PI_1, small), member(PI_2, serving())), model="").model == "qwen"
+    assert chosen(placed(member(PI_1, small)), model="default").model == "small"
+    placement = placed(member(PI_1, small, ModelFacts("other", load_s=1.0)))
+    assert isinstance(placement.choose(WhoServes(0, "", "generate", 1, ()), 0.0), NotFound)
