@@ -3,7 +3,7 @@
     asker ── {have, sha256} ─────▶ every linked node      ◀── whole | these pieces | fetching it | nothing
           ── {digests, sha256} ──▶ one that has it whole  ◀── the digest of each piece
           ── {find, name} ───────▶ every linked node      ◀── its manifest, for what the hub cannot tell
-          ── {piece, sha256, n} ─▶ several, two each      ◀── 4 MiB, checked by its digest as it comes
+          ── {piece, sha256, n} ─▶ several, two each      ◀── 1 MiB, checked by its digest as it comes
     all pieces there ──▶ store.adopt: SHA-256 of the whole ──▶ blob
 
 Nodes that fetch the same file exchange what they have (`swarm`), so the one that had it sends each piece about once.
@@ -38,8 +38,8 @@ LOOK_S = 0.5
 """Between two looks at who has what."""
 ANSWER_S = 30.0
 """A peer that sends nothing for so long is left out until the next look."""
-ANSWER_BYTES_MAX = 256 * 1024
-"""Of `have` and `digests`; 16 bytes a piece: 64 GB."""
+ANSWER_BYTES_MAX = 1024 * 1024
+"""Of `have` and `digests`, which has 27 bytes a piece: a file of 40 GB."""
 
 Request = Callable[[NodeId, str, bytes, float], AsyncGenerator[bytes, None]]
 Report = Callable[[str, int], None]
@@ -97,7 +97,7 @@ class Lan:
     def _piece(self, sha256: str, number: int) -> bytes:
         going = self._going.get(sha256)
         path = self._store.blob(sha256)
-        if not path.exists() and going is not None and number in going.done:
+        if not path.exists() and going is not None and going.done >> number & 1:
             path = self._store.partial(sha256, "lan")
         try:
             with path.open("rb") as file:

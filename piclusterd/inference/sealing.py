@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-PIECE_BYTES = 4 * 1024 * 1024
-"""What a peer sends in one answer: held in memory at both ends, and lost when a link breaks. 4 GB: 1,000 pieces."""
+PIECE_BYTES = 1024 * 1024
+"""What a peer sends in one answer: held in memory at both ends, and lost when a link breaks. Nodes that share a file
+give on whole pieces, so they are small. 4 GB: 4,000 pieces."""
 READ_BYTES = 1024 * 1024
 
 

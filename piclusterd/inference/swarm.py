@@ -11,53 +11,54 @@ goes, and another is believed. Whatever is on the disk from before is kept if it
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from ..errors import PiclusterError
 from ..ids import NodeId
 from .sealing import PIECE_BYTES, piece_digest
-from .store import NotAsPromised, Store
+from .store import NoSpace, NotAsPromised, Store
 
 log = logging.getLogger(__name__)
 
 SIDE_BY_SIDE = 2
 """Pieces asked of one peer at once: the next is on its way while one is written."""
-LOOKED_AT = 16
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOKED_AT = 64
 """One piece of so many looks whether the disk still has room for the rest."""
 IDLE_LOOKS_MAX = 5
 """Looks in a row after which nobody has anything we lack."""
 
 
 class Has(msgspec.Struct, frozen=True):
-    """What a node has of a blob. `pieces`: one bit a piece, the first the highest; `fetching`: bytes it has of it."""
+    """What a node has of a blob, `pieces`, and what it is being sent, `coming`: bit n of a little-endian number is
+    piece n. `fetching`: bytes that the hub has sent it."""
 
     whole: bool = False
     pieces: bytes = b""
+    coming: bytes = b""
     fetching: int | None = None
-
-    def piece(self, number: int) -> bool:
-        at = number // 8
-        return self.whole or (at < len(self.pieces) and bool(self.pieces[at] & 0x80 >> number % 8))
 
 
 @dataclass(slots=True)
 class Going:
-    """A blob that is on its way to us. `done`: pieces that are on the disk and right; empty while the hub sends it."""
+    """A blob that is on its way to us. `done` and `asked`: as in `Has`; nothing while the hub sends it."""
 
     from_hub: int = 0
-    done: set[int] = field(default_factory=set)
+    done: int = 0
+    asked: int = 0
     digests: tuple[bytes, ...] = ()
 
     def has(self) -> Has:
-        bits = bytearray((len(self.digests) + 7) // 8)
-        for number in self.done:
-            bits[number // 8] |= 0x80 >> number % 8
-        return Has(pieces=bytes(bits), fetching=None if self.digests else self.from_hub)
+        if not self.digests:
+            return Has(fetching=self.from_hub)
+        size = (len(self.digests) + 7) // 8
+        return Has(pieces=self.done.to_bytes(size, "little"), coming=self.asked.to_bytes(size, "little"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ class Swarm:
         self._peers, self._report, self._rng, self._look_s = peers, report, rng, look_s
         self._count = -(-size // PIECE_BYTES)
         self._partial = store.partial(sha256, "lan")
+        self._all = (1 << self._count) - 1
         self._holders: dict[NodeId, Has] = {}
-        self._asked: set[int] = set()
         self._bad: set[NodeId] = set()
         self._came = asyncio.Event()
 
@@ -93,7 +94,7 @@ class Swarm:
             if teller is None:
                 return False
             await asyncio.to_thread(self._recover)
-            await asyncio.to_thread(self._store.check_space, (self._count - len(self._going.done)) * PIECE_BYTES)
+            await asyncio.to_thread(self._store.check_space, self._missing() * PIECE_BYTES)
             if not await self._gather():
                 return False
             self._report("verifying", self._size)
@@ -103,7 +104,7 @@ class Swarm:
             except NotAsPromised:
                 log.warning("%s told digests of blob %s that are not so", self._peers.name(teller), self._sha256[:16])
                 liars.add(teller)
-                self._going.done.clear()
+                self._going.done = 0
                 self._bad.clear()
 
     async def _believe(self, liars: set[NodeId]) -> NodeId | None:
@@ -131,14 +132,14 @@ class Swarm:
         with self._partial.open("r+b") as file:
             for number, digest in enumerate(self._going.digests):
                 if piece_digest(file.read(PIECE_BYTES)).digest() == digest:
-                    self._going.done.add(number)
+                    self._going.done |= 1 << number
             file.truncate(self._size)
 
     async def _gather(self) -> bool:
         workers: dict[tuple[NodeId, int], asyncio.Task[None]] = {}
         idle = 0
         try:
-            while len(self._going.done) < self._count and idle < IDLE_LOOKS_MAX:
+            while self._missing() and idle < IDLE_LOOKS_MAX:
                 for task in workers.values():
                     if task.done():
                         task.result()  # a full disk
@@ -150,7 +151,7 @@ class Swarm:
                 idle = 0 if workers else idle + 1
                 await self._pause()
                 self._holders = await self._peers.look()
-            return len(self._going.done) == self._count
+            return not self._missing()
         finally:
             for task in workers.values():
                 task.cancel()
@@ -161,7 +162,7 @@ class Swarm:
         self._came.clear()
         try:
             async with asyncio.timeout(self._look_s):
-                while len(self._going.done) < self._count:
+                while self._missing():
                     await self._came.wait()
                     self._came.clear()
         except TimeoutError:
@@ -170,43 +171,55 @@ class Swarm:
     async def _work(self, node: NodeId) -> None:
         """Pieces from `node`, as long as it has any that we lack."""
         while (number := self._pick(node)) is not None:
-            self._asked.add(number)
+            bit = 1 << number
+            self._going.asked |= bit
             try:
                 piece = await self._peers.piece(node, number)
+                if piece_digest(piece).digest() != self._going.digests[number]:
+                    log.warning("%s sent a piece that is not right", self._peers.name(node))
+                    self._bad.add(node)
+                    return
+                await asyncio.to_thread(self._write, number, piece)
+                self._going.done |= bit
             except (PiclusterError, OSError) as fault:
+                if isinstance(fault, NoSpace) or (isinstance(fault, OSError) and fault.errno in FULL):
+                    raise
                 log.info("%s did not send a piece: %s", self._peers.name(node), fault)
                 self._holders.pop(node, None)
                 return
             finally:
-                self._asked.discard(number)
-            if piece_digest(piece).digest() != self._going.digests[number]:
-                log.warning("%s sent a piece that is not right", self._peers.name(node))
-                self._bad.add(node)
-                return
-            self._asked.add(number)
-            await asyncio.to_thread(self._write, number, piece)
-            self._asked.discard(number)
-            self._going.done.add(number)
-            done = min(self._size, len(self._going.done) * PIECE_BYTES)
+                self._going.asked &= ~bit
+            done = min(self._size, (self._count - self._missing()) * PIECE_BYTES)
             self._report(f"from {self._peers.name(node)}", done)
             self._came.set()
 
+    def _missing(self) -> int:
+        return self._count - self._going.done.bit_count()
+
     def _pick(self, node: NodeId) -> int | None:
-        """The rarest piece that `node` has and nobody is sending us."""
+        """A piece that `node` has and nobody is sending us: one that as few others as possible have, or soon will."""
         has = self._holders.get(node)
         if has is None or node in self._bad:
             return None
-        missing = [n for n in range(self._count) if n not in self._going.done and n not in self._asked and has.piece(n)]
-        if not missing:
-            return None
-        others = [other for other in self._holders.values() if not other.whole]
-        counts = {number: sum(other.piece(number) for other in others) for number in missing}
-        least = min(counts.values())
-        return self._rng.choice([number for number in missing if counts[number] == least])
+        wanted = self._all & ~self._going.done & ~self._going.asked
+        wanted &= self._all if has.whole else int.from_bytes(has.pieces, "little")
+        for other, theirs in self._holders.items():
+            if other != node and not theirs.whole:
+                soon = int.from_bytes(theirs.pieces, "little") | int.from_bytes(theirs.coming, "little")
+                wanted = wanted & ~soon or wanted
+        return _some_bit(wanted, self._rng.randrange(self._count)) if wanted else None
 
     def _write(self, number: int, piece: bytes) -> None:
         if number % LOOKED_AT == 0:
-            self._store.check_space((self._count - len(self._going.done)) * PIECE_BYTES)
+            self._store.check_space(self._missing() * PIECE_BYTES)
         with self._partial.open("r+b") as file:
             file.seek(number * PIECE_BYTES)
             file.write(piece)
+
+
+def _some_bit(bits: int, start: int) -> int:
+    """The first bit that is set from `start` on, or from 0."""
+    above = bits >> start
+    if not above:
+        above, start = bits, 0
+    return start + (above & -above).bit_length() - 1
