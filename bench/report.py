@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -106,21 +107,26 @@ def quantile(values: Sequence[float], part: float) -> float:
     return ranked[min(len(ranked) - 1, int(part * len(ranked)))]
 
 
-def main(name: str, measure: Callable[[Report, bool], None]) -> None:
-    """The command line of a bench. Leaves by `sys.exit`: 1 where a row is not ok."""
+def main(name: str, measure: Callable[..., None], *options: Callable[[Any], Any]) -> None:
+    """The command line of a bench, with more `options` of its own, which `measure` gets after the report and `quick`.
+
+    Leaves by `sys.exit`: 1 where a row is not ok.
+    """
 
     @click.command(name, help=f"Measure {name}.", context_settings={"help_option_names": ["-h", "--help"]})
     @click.option("--quick", is_flag=True, help="within two minutes, with fewer runs")
     @click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="also write the rows here")
-    def command(quick: bool, path: Path | None) -> None:
+    def command(quick: bool, path: Path | None, **more: Any) -> None:
         report = Report(name)
-        measure(report, quick)
+        measure(report, quick, **more)
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         console.print(report.table())
         if path is not None:
             path.write_text(report.as_json())
         sys.exit(0 if report.ok else 1)
 
+    for option in options:
+        command = option(command)
     command()
 
 

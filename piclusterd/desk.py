@@ -50,13 +50,14 @@ from .integrations.hub import HubClient
 from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
+from .lessons import Lessons
 from .mailbox import Mailbox
 from .shelf import NAMES as SHELF
 from .shelf import Shelf
 from .stock import MODELS, Stock
 from .uploads import Uploads
 from .views import View
-from .web import admin, files, models, ollama, openai, why
+from .web import admin, files, models, ollama, openai, triage, why
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
 from .web.keys import Keyring, visible
@@ -131,6 +132,7 @@ class Desk:
         self._secrets = {source: secret(file) for source, file in files.items() if file}
         self._lists = Lists(config.webhooks.github_repos, config.webhooks.github_events)
         self._jobs = Jobs(me.node, me.name, mailbox, links, self.view, config.state_dir / "ledger.db")
+        self._lessons = Lessons(config.state_dir / "ledger.db")
         self._keys = Keyring(partial(secret, config.api.keys_file)) if config.api.keys_file else None
         hub_tokens = secret(config.hub.token_file) if config.hub.url else ()
         self._hub_token = hub_tokens[0] if hub_tokens else ""
@@ -183,6 +185,7 @@ class Desk:
                 *models.routes(self.stock.ask, self.stock.take),
                 *files.routes(Uploads(self.shelf), self.batches),
                 *why.routes(self._whys.find),
+                *triage.routes(self._lessons.report, self._lessons.why),
             ],
         )
 

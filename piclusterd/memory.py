@@ -31,6 +31,10 @@ from .workflows.vectors import WORDS, of_words, quantised
 
 log = logging.getLogger("piclusterd")
 
+SHOWN_MAX, JUDGED_MAX = 3, 16
+"""Cases told of one issue: the nearest, and the nearest that a person judged. They stay in the ledger with the run."""
+TITLE_CHARS_MAX = 120
+
 Embed = Callable[[EmbedRequest], Awaitable[tuple[Choice, Embedded]]]
 
 
@@ -39,6 +43,8 @@ class _Similar(msgspec.Struct, frozen=True):
     team: str
     encoder: str
     text: str
+    with_text: bool = False
+    """Of similar issues, too: for examples."""
 
 
 class Memory:
@@ -69,11 +75,11 @@ class Memory:
         """As `workflows.triage_decide.Recalled`."""
         vector, encoder = await self.vector(ask.encoder, ask.text)
         cases = self._cases()
-        known = cases.of(ask.issue)
+        known, near = cases.of(ask.issue), cases.near(vector, encoder, ask.team, ask.issue)
         return {
             "vector": vector,
             "encoder": encoder,
-            "near": [_near(like, case) for like, case in cases.near(vector, encoder, ask.team, ask.issue)],
+            "near": [_near(like, case, ask.with_text) for like, case in _chosen(near)],
             "bins": {name: cases.bins(name) for name in FIELDS},
             "case": {} if known is None else known.as_dict(),
         }
@@ -104,11 +110,18 @@ class Memory:
         return ((until if until > now else until + timedelta(days=1)) - now).total_seconds() if inside else 0.0
 
 
-def _near(like: float, case: Case) -> dict[str, Any]:
-    return {
+def _chosen(near: list[tuple[float, Case]]) -> list[tuple[float, Case]]:
+    """The nearest, judged or not, for duplicates and for people; and the nearest that teach something."""
+    judged = [pair for pair in near if pair[1].judged][:JUDGED_MAX]
+    return [*near[:SHOWN_MAX], *(pair for pair in judged if pair not in near[:SHOWN_MAX])]
+
+
+def _near(like: float, case: Case, with_text: bool) -> dict[str, Any]:
+    told = {
         "identifier": case.get("identifier", ""),
-        "title": case.get("title", ""),
-        "text": case.get("text", ""),
+        "title": case.get("title", "")[:TITLE_CHARS_MAX],
         "likeness": round(like, 4),
-        "holds": {name: list(held) for name in FIELDS if (held := case.holds(name))[0]},
+        "holds": {name: held for name in FIELDS if (held := case.holds(name))},
+        "odds": {name: odds for name in FIELDS if (odds := case.get(f"odds.{name}", {}))},
     }
+    return told | ({"text": case.get("text", "")} if with_text else {})

@@ -46,7 +46,7 @@ async def test_what_is_near_comes_with_what_people_made_of_it() -> None:
     found = await Memory(cases, nobody).perform("similar", SIMILAR, "")
     assert (found["encoder"], found["vector"]) == (WORDS, of_words(str(SIMILAR["text"])))
     assert found["near"][0]["identifier"] == "LIN-0"
-    assert found["near"][0]["holds"] == {"type": ["bug", 1.0]}
+    assert found["near"][0]["holds"] == {"type": "bug"}
     assert found["case"] == {}
     again = await Memory(cases, nobody).perform("similar", {**SIMILAR, "issue": "i-0"}, "")
     assert again["case"]["identifier"] == "LIN-0"

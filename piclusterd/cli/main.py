@@ -33,6 +33,7 @@ COMMANDS = {
     "pull": "models", "ls": "models", "ps": "models", "show": "models", "load": "models", "unload": "models",
     "rm": "models", "pin": "models", "unpin": "models", "alias": "models",
     "node": "node", "voter": "voter", "ca": "ca", "coordinator": "coordinator", "jobs": "jobs", "keys": "keys",
+    "triage": "triage",
     "ledger": "ledger", "backup": "backup", "recover": "backup",
     "doctor": "doctor", "hub": "hub", "selftest": "selftest",
 }  # fmt: skip

@@ -247,7 +247,11 @@ def config() -> None:
 @click.option("--no-files", is_flag=True, help="Do not look for secrets: credentials exist in the service only.")
 def config_check(config_path: str | None, no_files: bool) -> None:
     """Report every fault at once, each with file and line; exit code 1 if there is any."""
-    load_config(config_path, files=not no_files)
+    from ..services import load_policies
+
+    config = load_config(config_path, files=not no_files)
+    if not no_files or Path(config.triage.policy_file).is_file():
+        load_policies(config)
     click.echo("The configuration is sound.")
 
 

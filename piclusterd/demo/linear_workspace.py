@@ -220,6 +220,10 @@ class Workspace:
         self._issues[issue.id] = issue
         return self._webhook(issue, actor or PERSON)
 
+    def add_label(self, name: str) -> None:
+        """The team gets a label."""
+        self.labels[ids.uuid4_of("label", name)] = name
+
     def edit(self, reference: str, **changes: Any) -> None:
         """A person changes fields of an issue; `labels` are names."""
         issue = self._find(reference)

@@ -15,7 +15,7 @@ from ..events import Fact
 from ..wire import Dropped, Entry
 from .checkpoint import kept_facts
 from .database import broken, open_reader
-from .entry import decode_fact
+from .entry import CHECKPOINT, decode_fact
 
 ROWS_MAX = 10_000
 """No run has so many steps; a word that is everywhere must not load the ledger into memory."""
@@ -29,6 +29,25 @@ def speaking_of(path: Path, words: tuple[str, ...]) -> list[Fact]:
     except sqlite3.Error as fault:
         raise broken(fault, path) from fault
     return sorted(found.values(), key=lambda fact: (fact.hlc, fact.order))
+
+
+def of_kinds(path: Path, kinds: tuple[str, ...]) -> list[Fact]:
+    """Facts of these kinds, oldest first, each once, those that a checkpoint carries on among them. Raises Broken."""
+    try:
+        with closing(open_reader(path)) as conn:
+            told = {(fact.log, fact.seq): fact for kind in (*kinds, CHECKPOINT) for fact in _named(conn, kind)}
+    except sqlite3.Error as fault:
+        raise broken(fault, path) from fault
+    return sorted((f for f in told.values() if f.kind in kinds), key=lambda fact: (fact.hlc, fact.order))
+
+
+def _named(conn: sqlite3.Connection, kind: str) -> Iterator[Fact]:
+    sql = "SELECT header, payload, signature FROM entries WHERE instr(header, ?)"
+    for row in conn.execute(sql, (kind.encode(),)):
+        fact = decode_fact(Entry(*row))
+        if not isinstance(fact, Dropped):
+            yield fact
+            yield from kept_facts(fact)
 
 
 def _holding(conn: sqlite3.Connection, word: str) -> Iterator[Fact]:

@@ -3,9 +3,10 @@
     case     {issue, set: {part: value, …}}   parts of what is known of one issue; the newest of each part counts
     case.end {issue}                          it is forgotten, to make room: the oldest that nobody judged goes first
 
-Parts: `identifier, team, title, encoder, vector` (what it was about), `said.<field>` ([value, confidence before and
-after calibration]), `wrote` and `prior` (in Linear's terms, for undo), `reason, why, model, node, run, mode, near` (for
-people), `human.<field>` (what a person set or let stand), `undone`. A field is type, priority or label.
+Parts: `identifier, team, title, text, encoder, vector` (what it is about), `said.<field>` ([value, confidence before
+and after calibration]), `odds.<field>` (the model's), `from.<field>` (who decided), `wrote` (what is ours, for undo),
+`suggested, reason, why, model, node, run, mode, near` (for people), `human.<field>` (what a person made it or let stand;
+"" where only that it is not so), `undone`. A field is type, priority or label.
 
 Entries come in any order and more than once: each part is chosen by rank. A checkpoint keeps every case that has not
 been ended, so what is remembered is bounded by CASES_BYTES_MAX and by nothing else.
@@ -31,12 +32,8 @@ CASES_BYTES_MAX = 384 * 1024
 With a sentence encoder of 384 numbers that is some 350 issues."""
 ENTRY_BYTES = 300
 """Header and signature of an entry, about."""
-NEAR_MAX = 8
-"""Cases that an issue is compared with in the end."""
 MEAN_PRIOR, MEAN_PRIOR_CASES = 0.5, 8
 """How alike two texts are on average is taken to be this until there are some cases to tell."""
-TRUST_UNJUDGED = 0.2
-"""What a verdict of ours that nobody looked at counts, beside a person's."""
 BINS = 10
 FIELDS = ("type", "priority", "label")
 
@@ -63,13 +60,10 @@ class Case:
         said = self.get(f"said.{name}", [])
         return (str(said[0]), float(said[1]), float(said[2])) if len(said) == 3 else None
 
-    def holds(self, name: str) -> tuple[str, float]:
-        """What the field is, as far as this case knows, and how much that counts. ("", 0): nothing."""
-        human = self.get(f"human.{name}", None)
-        if isinstance(human, str):
-            return human, 1.0 if human else 0.0
-        said = self.said(name)
-        return (said[0], TRUST_UNJUDGED) if said and not self.get("undone", False) else ("", 0.0)
+    def holds(self, name: str) -> str:
+        """What a person made the field; "" where nobody judged it, or said only what it is not."""
+        human: str = self.get(f"human.{name}", "")
+        return human
 
     def as_dict(self) -> dict[str, Any]:
         """Every part but the vector."""
@@ -146,7 +140,7 @@ class Cases:
         mean /= len(found) + MEAN_PRIOR_CASES
         scaled = [((like - mean) / max(1.0 - mean, 1e-6), case) for like, case in found if case.issue != but]
         ranked = sorted(scaled, key=lambda pair: (-pair[0], pair[1].issue))
-        return [(like, case) for like, case in ranked[:NEAR_MAX] if like > 0]
+        return [(like, case) for like, case in ranked if like > 0]
 
     def bins(self, name: str) -> list[list[int]]:
         """By tenths of confidence (before calibration): [verdicts that a person judged, those that stood]."""

@@ -115,8 +115,7 @@ class Asker:
     def _messages(self, issue: Issue, evidence: Evidence) -> list[dict[str, str]]:
         policy = evidence.policy
         judged = [near for near in evidence.recalled.near if _is_example(near)]
-        shown = sorted(judged, key=lambda near: (-near.holds["priority"][1], -near.likeness))[: policy.examples]
-        turns = [(near.title, near.text, {name: near.holds[name][0] for name in near.holds}) for near in shown]
+        turns = [(near.title, near.text, near.holds) for near in judged[: policy.examples]]
         return messages(issue.title, issue.description, self._body_bytes, policy.rubric, turns)
 
     def _with_reason(
@@ -158,6 +157,7 @@ def _similar(name: str, issue: Issue, policy: Policy) -> Call:
         "team": issue.team.key,
         "encoder": policy.encoder,
         "text": text_of(issue.title, issue.description),
+        "with_text": policy.examples > 0,
     }
     return Call(name, "memory", "similar", asked, "", optional=True)
 
@@ -167,7 +167,7 @@ def _labels(policy: Policy) -> tuple[str, ...]:
 
 
 def _is_example(near: Near) -> bool:
-    return all(near.holds.get(name, ("", 0.0))[0] for name in ("type", "priority"))
+    return all(near.holds.get(name) for name in ("type", "priority"))
 
 
 def _read(result: Mapping[str, Any], policy: Policy) -> Answered | None:

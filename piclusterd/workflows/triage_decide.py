@@ -1,11 +1,14 @@
 """From what rules, a model and similar issues say to a verdict: each field's value, confidence and where it is from.
 
-    model's probabilities ─┐ pooled: the more alike and the better judged
-    similar issues' votes ─┴ the others are, the more they count  ─▶ calibrated by what people made of such verdicts
+    model's probabilities ─┐ moved by what people made of similar issues
+    what people corrected ─┘ of which the model had said the like  ─▶ calibrated by what became of such verdicts
     rules before ─▶ certain          rules after: a raise; a P0 that nothing confirms is P1
 
-Pooling is linear, (1-λ)·model + λ·votes with λ = W/(W + VOTES_HALF), W being likeness² times trust, summed over the
-nearest cases: far issues say next to nothing, and one that says the same and was judged outweighs the model.
+What is learnt is the model's error: of each of the NEIGHBOURS nearest judged issues, what a person said minus what the
+model had said, weighted by likeness² and by how much the model's odds there overlap with those here. So an issue about
+the same thing moves the verdict where the model is wrong in the same way, and leaves it alone where it was right.
+
+Source: Nadaraya and Watson's kernel regression (1964), of residuals. Figures: `bench/triage.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from .triage_issue import PRIORITIES
 from .triage_policy import Policy
 from .triage_rules import Certain
 
-VOTES_HALF = 0.35
-"""Votes of this weight count as much as the model: likeness 0.6 to one issue that a person judged."""
+NEIGHBOURS = 6
+"""Judged issues that may move a verdict; more of them blur what the nearest say."""
+DOUBT = 0.1
+"""The weight of "nothing was learnt": one issue of likeness 0.3 moves half of its error."""
 TOLD = 0.75
 """The confidence in an answer whose model tells no probabilities (a provider outside, or an older node)."""
 NONE = "none"
@@ -31,12 +36,15 @@ Odds = Mapping[str, float]
 
 
 class Near(msgspec.Struct, frozen=True):
-    """A similar issue, as the service `memory` tells it. `holds`: field → [value, how much that counts]."""
+    """A similar issue, as the service `memory` tells it."""
 
     identifier: str
     title: str
     likeness: float
-    holds: dict[str, tuple[str, float]] = {}
+    holds: dict[str, str] = {}
+    """Field → what a person made it."""
+    odds: dict[str, dict[str, float]] = {}
+    """What a model had said of it; nothing where none was asked."""
     text: str = ""
 
 
@@ -81,6 +89,8 @@ class Verdict:
     node: str
     why: tuple[str, ...] = ()
     near: tuple[Near, ...] = ()
+    odds: Mapping[str, Odds] = field(default_factory=dict)
+    """The model's own."""
     urgent: bool = False
     """It was P0 before the rules that come after, and no rule had said so."""
 
@@ -117,7 +127,7 @@ def decide(evidence: Evidence, answered: Answered) -> Verdict:
     near = recalled.near
     twin = near[0] if near and near[0].likeness >= policy.duplicate and "duplicate" in policy.fields else None
     return Verdict(kind, priority, label, twin, answered.reason, answered.model, answered.node,
-                   (*rules.why, *told), near, urgent)  # fmt: skip
+                   (*rules.why, *told), near, answered.odds, urgent)  # fmt: skip
 
 
 def is_unsure(verdict: Verdict, policy: Policy) -> bool:
@@ -129,25 +139,34 @@ def is_unsure(verdict: Verdict, policy: Policy) -> bool:
 def _field(name: str, rule: str, answered: Answered, options: Sequence[str], recalled: Recalled) -> Judged:
     if rule:
         return Judged(rule, 1.0, 1.0, "rule")
-    odds, weight = votes(name, options, recalled.near)
     said = answered.odds.get(name) or dict.fromkeys(options, 1.0 / len(options))
-    share = weight / (weight + VOTES_HALF)
-    pooled = {option: (1 - share) * said.get(option, 0.0) + share * odds.get(option, 0.0) for option in options}
-    best = max(options, key=lambda option: pooled[option])
-    raw = min(pooled[best], 1.0)
-    source = "model" if said.get(best, 0.0) * (1 - share) >= odds.get(best, 0.0) * share else "similar issues"
-    return Judged(best, raw, calibrated(raw, recalled.bins.get(name, [])), source)
+    moved = corrected(name, options, said, recalled.near)
+    best = max(options, key=lambda option: moved[option])
+    by_model = best == max(options, key=lambda option: said.get(option, 0.0))
+    raw = min(moved[best], 1.0)
+    return Judged(best, raw, calibrated(raw, recalled.bins.get(name, [])), "model" if by_model else "similar issues")
 
 
-def votes(name: str, options: Sequence[str], near: Sequence[Near]) -> tuple[Odds, float]:
-    """What similar issues say of a field, and how much that weighs."""
-    counted = dict.fromkeys(options, 0.0)
+def corrected(name: str, options: Sequence[str], said: Odds, near: Sequence[Near]) -> Odds:
+    """The model's odds `said`, moved by its errors on similar issues."""
+    weighed = []
     for case in near:
-        value, trust = case.holds.get(name, ("", 0.0))
-        if value in counted:
-            counted[value] += max(case.likeness, 0.0) ** 2 * trust
-    total = sum(counted.values())
-    return ({option: weight / total for option, weight in counted.items()} if total else {}), total
+        value, before = case.holds.get(name, ""), case.odds.get(name) or said
+        if value in options:
+            overlap = sum(min(before.get(option, 0.0), said.get(option, 0.0)) for option in options)
+            weighed.append((max(case.likeness, 0.0) ** 2 * overlap, value, before))
+    weighed = sorted(weighed, key=lambda one: -one[0])[:NEIGHBOURS]
+    total = DOUBT + sum(weight for weight, _, _ in weighed)
+    moved = {
+        option: max(
+            said.get(option, 0.0)
+            + sum(weight * ((value == option) - before.get(option, 0.0)) for weight, value, before in weighed) / total,
+            0.0,
+        )
+        for option in options
+    }
+    whole = sum(moved.values()) or 1.0
+    return {option: share / whole for option, share in moved.items()}
 
 
 def _after(priority: Judged, rules: Certain, policy: Policy) -> tuple[Judged, tuple[str, ...]]:

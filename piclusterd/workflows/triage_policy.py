@@ -84,8 +84,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cloud_model: Model = ""
     """Asked where those two are not sure; empty: nothing leaves the house."""
     escalate_below: Share = 0.5
-    p0_confidence: Share = 0.9
-    """P0 needs this confidence or a rule; else it is P1."""
+    p0_confidence: Share = 0.5
+    """P0 needs this confidence, a rule, or a word like outage; else it is P1."""
     encoder: Model = "words"
     """The model whose vectors tell similar issues; `words`: by common words, without a model; empty: learn nothing."""
     duplicate: Share = 0.8

@@ -21,6 +21,10 @@ CASE_TEXT_CHARS_MAX = 300
 """Of an issue's description in its case, for examples."""
 
 
+ODDS_MIN = 0.005
+"""Less likely values are not remembered."""
+
+
 class Wrote(msgspec.Struct, frozen=True):
     """What of an issue is ours: the priority (0: none) and the labels that we gave it."""
 
@@ -153,4 +157,6 @@ def case_of(
     for name, judged in verdict.fields.items():
         told[f"said.{name}"] = [judged.value, round(judged.raw, 4), round(judged.confidence, 4)]
         told[f"from.{name}"] = judged.source
+        odds = {option: round(share, 3) for option, share in verdict.odds.get(name, {}).items() if share >= ODDS_MIN}
+        told |= {f"odds.{name}": odds} if odds else {}
     return {"issue": issue.id, "set": told}

@@ -181,6 +181,18 @@ async def test_as_root_the_files_belong_to_the_owner_of_the_state_directory(open
     assert {path.stat().st_uid for path in state.rglob("*")} == {daemon}
 
 
+async def test_config_check_reads_the_policies_of_triage_too(tmp_path: Path) -> None:
+    path, policy = tmp_path / "c.toml", tmp_path / "triage.toml"
+    path.write_text('[triage]\npolicy_file = "triage.toml"\n')
+    policy.write_text("[default]\nauto = 3\n[teams.LIN]\nquiet = 7\n")
+    result = await picluster("config", "check", "--config", str(path))
+    assert result.code == 1
+    assert f"{policy}:2: default.auto:" in result.err
+    assert f"{policy}:4: teams.LIN.quiet:" in result.err
+    policy.write_text('[teams.LIN]\nmode = "suggest"\n')
+    assert (await picluster("config", "check", "--config", str(path))).out == "The configuration is sound.\n"
+
+
 async def test_config_check_reports_all_faults(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     path.write_text("[api]\nport = -1\nprot = 1\n")

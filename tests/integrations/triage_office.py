@@ -39,14 +39,12 @@ def says(
 ) -> dict[str, Any]:
     """A local model's answer to `guided_choice`; what it is not sure of it gives to another value, or `spread`s."""
 
-    def odds(value: str, other: str) -> dict[str, float]:
-        return {value: sure, other: 0.0 if spread else 1 - sure}
+    def odds(value: str, *others: str) -> dict[str, float]:
+        rest = [other for other in others if other != value][: None if spread else 1]
+        return {value: sure, **dict.fromkeys(rest, (1 - sure) / len(rest))}
 
-    told = {
-        "type": odds(kind, "chore" if kind != "chore" else "bug"),
-        "priority": odds(priority, "P3" if priority != "P3" else "P2"),
-    }
-    told |= {"label": odds(label, "none" if label != "none" else "web")} if label else {}
+    told = {"type": odds(kind, "chore", "bug", "feature"), "priority": odds(priority, "P3", "P2", "P1")}
+    told |= {"label": odds(label, "none", "web")} if label else {}
     return {"text": json.dumps({"type": kind, "priority": priority}), "model": "m", "node": "pi-1", "choices": told}
 
 

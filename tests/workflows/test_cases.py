@@ -69,7 +69,7 @@ def test_a_part_of_another_type_than_expected_is_not_there() -> None:
     book.tell("i", title=7, said__type="bug", human__priority=3, vector="x")
     case = book.cases.of("i")
     assert case is not None
-    assert (case.get("title", ""), case.said("type"), case.holds("priority")) == ("", None, ("", 0.0))
+    assert (case.get("title", ""), case.said("type"), case.holds("priority")) == ("", None, "")
 
 
 def test_room_is_made_by_the_oldest_that_nobody_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,16 +126,14 @@ def test_similar_issues_are_those_of_the_team_by_the_same_encoder_rescaled() -> 
     assert all(case.issue != "i-1" for _, case in book.cases.near(of_words(texts["i-1"]), WORDS, "LIN", but="i-1"))
 
 
-def test_who_judged_counts_more_than_what_we_said() -> None:
+def test_only_what_a_person_made_of_it_is_a_lesson() -> None:
     book = Book()
     book.tell("i", said__type=["bug", 0.9, 0.9])
     case = book.cases.of("i")
     assert case is not None
-    assert case.holds("type") == ("bug", module.TRUST_UNJUDGED)
-    book.tell("i", undone=True)
-    assert case.holds("type") == ("", 0.0)
+    assert (case.holds("type"), case.judged) == ("", False)
     book.tell("i", human__type="chore")
-    assert case.holds("type") == ("chore", 1.0)
+    assert (case.holds("type"), case.judged) == ("chore", True)
 
 
 def test_confidence_follows_how_often_such_verdicts_stood() -> None:

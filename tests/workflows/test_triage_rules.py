@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from piclusterd.workflows.triage_decide import Answered, Evidence, Near, Recalled, Verdict, decide, is_unsure, votes
+from piclusterd.workflows.triage_decide import (
+    NEIGHBOURS,
+    Answered,
+    Evidence,
+    Near,
+    Recalled,
+    Verdict,
+    corrected,
+    decide,
+    is_unsure,
+)
 from piclusterd.workflows.triage_issue import Issue, Label, Party
 from piclusterd.workflows.triage_policy import Policy, Rule
 from piclusterd.workflows.triage_rules import Certain, certain, passed_by
@@ -94,8 +104,8 @@ def verdict(
     return decide(evidence, Answered(said, "m", "n"))
 
 
-def near(like: float, trust: float = 1.0, **holds: str) -> Near:
-    return Near("LIN-9", "t", like, {name: (value, trust) for name, value in holds.items()})
+def near(like: float, odds: dict[str, dict[str, float]] | None = None, **holds: str) -> Near:
+    return Near("LIN-9", "t", like, holds, odds or {})
 
 
 def test_without_others_the_model_decides() -> None:
@@ -109,21 +119,31 @@ def test_what_people_said_of_a_very_similar_issue_outweighs_the_model() -> None:
     found = verdict(recalled=Recalled(near=(near(0.95, type="chore", priority="P3"),)))
     assert (found.type.value, found.type.source) == ("chore", "similar issues")
     assert found.priority.value == "P3"
-    assert 0.5 < found.type.raw < 0.9
+    assert 0.5 < found.type.raw < 0.95
 
 
-def test_what_nobody_judged_or_is_far_off_outweighs_nothing() -> None:
-    for other in (near(0.95, trust=0.2, type="chore"), near(0.2, type="chore")):
+def test_what_is_far_off_or_was_judged_by_nobody_outweighs_nothing() -> None:
+    for other in (near(0.95), near(0.2, type="chore"), near(0.9, type="of-old")):
         assert verdict(recalled=Recalled(near=(other,))).type.value == "bug"
 
 
-def test_votes_are_shares_of_likeness_squared_times_trust() -> None:
-    odds, weight = votes(
-        "type", ("bug", "chore"), (near(1.0, type="bug"), near(0.5, type="chore"), near(1.0, type="x"))
-    )
-    assert odds == {"bug": 0.8, "chore": 0.2}
-    assert weight == 1.25
-    assert votes("type", ("bug",), ()) == ({}, 0.0)
+def test_what_moves_a_verdict_is_the_models_error_where_it_said_the_like() -> None:
+    said = {"bug": 0.9, "chore": 0.1}
+    options = ("bug", "chore")
+    right = near(0.9, {"type": {"bug": 1.0}}, type="bug")
+    assert corrected("type", options, said, (right,)) == pytest.approx(said), "it was right there, and nothing moves"
+    wrong = near(0.9, {"type": {"bug": 0.9, "chore": 0.1}}, type="chore")
+    assert corrected("type", options, said, (wrong,))["chore"] > 0.8
+    unlike = near(0.9, {"type": {"chore": 1.0}}, type="bug")
+    assert corrected("type", options, said, (unlike,))["bug"] == pytest.approx(1.0, abs=0.1)
+    assert corrected("type", options, {"chore": 1.0}, (wrong,))["chore"] > 0.9
+    assert corrected("type", options, said, ()) == said
+
+
+def test_only_the_nearest_move_it() -> None:
+    far = [near(0.3, type="bug")] * 50
+    close = [near(0.9, type="chore")] * NEIGHBOURS
+    assert corrected("type", ("bug", "chore"), {"bug": 1.0}, (*far, *close))["chore"] > 0.9
 
 
 def test_confidence_is_calibrated_by_what_stood() -> None:
@@ -151,7 +171,7 @@ def test_a_raise_comes_after_the_model_and_lowers_nothing() -> None:
 )  # fmt: skip
 def test_p0_needs_confirmation(sure: float, confirms: bool, value: str) -> None:
     odds = {"type": {"bug": 1.0}, "priority": {"P0": sure, "P1": 1 - sure}}
-    found = verdict(odds=odds, rules=Certain(confirms_p0=confirms))
+    found = verdict(Policy(p0_confidence=0.9), odds=odds, rules=Certain(confirms_p0=confirms))
     assert found.priority.value == value
     assert is_unsure(found, Policy()), "a larger model looks, where there is one"
     by_rule = verdict(rules=Certain(priority="P0", confirms_p0=True))
