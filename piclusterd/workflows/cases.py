@@ -5,8 +5,8 @@
 
 Parts: `identifier, team, title, text, encoder, vector` (what it is about), `said.<field>` ([value, confidence before
 and after calibration]), `odds.<field>` (the model's), `from.<field>` (who decided), `wrote` (what is ours, for undo),
-`suggested, reason, why, model, node, run, mode, near` (for people), `human.<field>` (what a person made it or let stand;
-"" where only that it is not so), `undone`. A field is type, priority or label.
+`suggested, reason, why, model, node, run, mode, near` (for people), `human.<field>` (what a person made it or let
+stand; "" where only that it is not so), `undone`. A field is type, priority or label.
 
 Entries come in any order and more than once: each part is chosen by rank. A checkpoint keeps every case that has not
 been ended, so what is remembered is bounded by CASES_BYTES_MAX and by nothing else.

@@ -29,9 +29,11 @@ def case(issue: str, **parts: Any) -> Record:
 
 
 CASES = [
-    case("i-1", identifier="LIN-1", title="Crash \x1b[2J", said__type=["bug", 0.93, 0.9], said__priority=["P1", 0.9, 0.8],
-         from__priority="similar issues", human__type="bug", human__priority="P3", reason="it crashes",
-         model="small", node="pi-1", why=["rule 1 ('crash')"], near=[["LIN-7", 0.8]], vector=b"123"),
+    case(
+        "i-1", identifier="LIN-1", title="Crash \x1b[2J", said__type=["bug", 0.93, 0.9], human__type="bug",
+        said__priority=["P1", 0.9, 0.8], from__priority="similar issues", human__priority="P3", reason="it crashes",
+        model="small", node="pi-1", why=["rule 1 ('crash')"], near=[["LIN-7", 0.8]], vector=b"123",
+    ),
     *(case(f"i-{n}", identifier=f"LIN-{n}", said__type=["bug", 0.9, 0.9], human__type="bug") for n in range(2, 30)),
     case("i-50", identifier="LIN-50", said__type=["bug", 0.9, 0.9]),
     case("i-51", identifier="LIN-51"),
