@@ -79,6 +79,8 @@ class Answer:
     at: list[float] = field(default_factory=list)
     tokens: int = 0
     text: str = ""
+    ids: list[int] = field(default_factory=list)
+    """Of the tokens."""
 
     @property
     def first(self) -> float:
@@ -122,6 +124,7 @@ async def _asked(pool: Pool, request: Request, ends: tuple[tuple[int, float], ..
         if isinstance(frame, Delta):
             answer.at.append(time.perf_counter() - began)
             answer.text += frame.text
+            answer.ids += frame.ids
         else:
             answer.tokens = frame.completion_tokens
     return answer
@@ -181,30 +184,30 @@ class _Peer:
 
     def __init__(self, where: tuple[str, int]) -> None:
         self._where = where
-        self._idle: list[_Completion] = []
+        self._idle: list[Completion] = []
 
     async def ready(self) -> None:
         async with asyncio.timeout(READY_S):
             while True:
                 with contextlib.suppress(OSError):
                     one = await self._connection()
-                    if await one.request(_http("GET", "/health")) == "":
+                    if await one.request(http("GET", "/health")) == "":
                         self._idle.append(one)
                         return
                     one.transport.abort()
                 await asyncio.sleep(TRIED_EVERY_S)
 
-    async def _connection(self) -> _Completion:
+    async def _connection(self) -> Completion:
         while self._idle:
             one = self._idle.pop()
             if not one.transport.is_closing():  # the server gives up idle ones after some seconds
                 return one
-        fresh = await connect(_Completion, self._where)
-        assert isinstance(fresh, _Completion)
+        fresh = await connect(Completion, self._where)
+        assert isinstance(fresh, Completion)
         return fresh
 
     async def generate(self, request: Request) -> Answer:
-        prepared = _http("POST", "/completion", json.dumps(_body(request)).encode())
+        prepared = http("POST", "/completion", json.dumps(_body(request)).encode())
         began = time.perf_counter()
         one = await self._connection()
         while (why := await one.request(prepared)) == CLOSED:  # it had been kept for too long, or too often
@@ -229,24 +232,25 @@ def _body(request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "cache_prompt": True,
         "stream": not request.whole,
+        "return_tokens": True,
         **shaped,
     }
 
 
-def _http(method: str, path: str, body: bytes = b"") -> bytes:
+def http(method: str, path: str, body: bytes = b"") -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-class _Completion(Client):
+class Completion(Client):
     """HTTP/1.1, the answer in one piece or as chunks of events; both are only kept until it is whole."""
 
     def send(self, prepared: bytes) -> None:
-        self._came: list[tuple[float, bytes]] = []
+        self.came: list[tuple[float, bytes]] = []
         super().send(prepared)
 
     def data_received(self, data: bytes) -> None:
-        self._came.append((time.perf_counter(), data))
+        self.came.append((time.perf_counter(), data))
         self._buffer += data
         head, found, body = self._buffer.partition(b"\r\n\r\n")
         if not found:
@@ -255,18 +259,18 @@ class _Completion(Client):
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0) if not chunked else 0
         if body.endswith(b"\r\n0\r\n\r\n") if chunked else len(body) >= length:
             self._buffer = b""
-            self._done("" if head.startswith(b"HTTP/1.1 200") else self._came[0][1][:300].decode(errors="replace"))
+            self._done("" if head.startswith(b"HTTP/1.1 200") else self.came[0][1][:300].decode(errors="replace"))
 
     def answer(self, began: float) -> Answer:
         answer, buffer = Answer(), b""
-        for at, data in self._came:
+        for at, data in self.came:
             buffer += data
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
                 if line.startswith(b"data: "):
                     self._told(answer, json.loads(line[6:]), at - began)
         if buffer.startswith(b"{"):
-            self._told(answer, json.loads(buffer), self._came[-1][0] - began)
+            self._told(answer, json.loads(buffer), self.came[-1][0] - began)
         return answer
 
     def _told(self, answer: Answer, event: dict[str, Any], at: float) -> None:
@@ -275,6 +279,7 @@ class _Completion(Client):
             answer.text += event["content"]
         if event.get("stop"):
             answer.tokens = int(event["tokens_predicted"])
+        answer.ids += event.get("tokens", [])
 
 
 def random_model() -> Path:

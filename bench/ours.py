@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from bench.load import Address, webhook
-from piclusterd.demo.cluster import LOOPBACK, Cluster, Member
+from piclusterd.demo.cluster import LOOPBACK, Cluster, Member, Outside
 from piclusterd.integrations.signatures import event_key
 
 SECRET = "bench"
@@ -18,11 +18,7 @@ LED_S = 60.0
 
 def make(root: Path, preset: str = "lan") -> Cluster:
     """Its files under `root`. Nothing runs yet; no workflow wants a `push`, so no run follows a webhook."""
-    secret = root / "github.secret"
-    secret.write_text(SECRET)
-    secret.chmod(0o600)
-    said = f'[webhooks]\ngithub_secret_file = "{secret}"\n'
-    return Cluster(root, size=SIZE, with_model=(), preset=preset, extra=said)
+    return Cluster(root, outside=Outside(github_secret=SECRET), size=SIZE, with_model=(), preset=preset)
 
 
 async def until_led(cluster: Cluster) -> Member:

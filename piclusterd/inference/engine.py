@@ -266,7 +266,7 @@ class Engine:
     def _measure(self, shares: list[schedule.Share], seconds: float) -> None:
         prompt = sum(share.count for share in shares if share.count > 1)
         if prompt >= schedule.CHUNK_TOKENS_MIN and seconds > 0:
-            newest = prompt / seconds  # answers in the same batch make it an underestimate: the careful side
+            newest = sum(share.count for share in shares) / seconds  # answers' rows cost what a prompt's do
             self._prefill_tps += (newest - self._prefill_tps) * (SMOOTHING if self._prefill_tps else 1.0)
 
     # what the logits say -----------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ CHUNK_TOKENS_MIN = 16
 """Prompt tokens read in a step at least: fewer waste the matrix kernels."""
 CHUNK_TOKENS_FIRST = 64
 """While no speed has been measured: a slow board must not be committed to a full batch."""
-BESIDE_ANSWERS_S = 0.25
-"""How long reading prompts may hold up the answers in a step: a pause a reader hardly notices."""
+BESIDE_ANSWERS_S = 0.4
+"""How long reading prompts may hold up the answers in a step. Shorter steps read slower: the weights pass by in each,
+and small batches waste the matrix kernels."""
 ALONE_S = 0.5
 """How long a step may last that only reads: a cancelled prompt is let go between two steps, and within a second."""
 EXPECTED_ANSWER = 64

@@ -36,6 +36,7 @@ from .budget import Room, Shape, need, refusal, sequences
 from .gguf import read_shape
 from .hf_files import check_directory
 from .models import check_header
+from .outbox import Outbox
 from .protocol import (
     FRAME_BYTES_MAX,
     LENGTH_BYTES,
@@ -53,7 +54,6 @@ from .protocol import (
     ToChild,
     decode,
     failed,
-    framed,
 )
 from .tools import ToolCalls
 
@@ -98,10 +98,15 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = bytearray()
+        self._outbox = Outbox(sock)
         self.closed = False
 
     def send(self, *frames: Frame) -> None:
-        self._socket.sendall(b"".join(map(framed, frames)))
+        self._outbox.put(*frames)
+
+    def close(self) -> None:
+        """Returns once all is sent."""
+        self._outbox.close()
 
     def receive(self, wait: bool) -> list[ToChild]:
         """The frames that have come; with `wait`, at least some bytes are waited for."""
@@ -132,8 +137,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     _settle_in()
     threading.Thread(target=_leave_with_the_pool, args=(os.dup(arguments.fd),), daemon=True).start()
-    with socket.socket(fileno=arguments.fd) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        serve(Channel(sock))
+    with (
+        socket.socket(fileno=arguments.fd) as sock,
+        contextlib.suppress(ConnectionResetError),
+        contextlib.closing(Channel(sock)) as channel,
+    ):
+        serve(channel)
 
 
 def _settle_in() -> None:

@@ -30,7 +30,7 @@ def test_a_chunk_is_what_can_be_read_in_the_time_allowed() -> None:
 def test_answers_go_first_and_prompts_share_what_is_left() -> None:
     pending = [Pending(700, False), ANSWER, Pending(40, False), ANSWER]
     assert plan(pending, 1e6, 512, 16) == [Share(1, 1), Share(3, 1), Share(0, 510)]
-    assert plan(pending, 100.0, 512, 16) == [Share(1, 1), Share(3, 1), Share(0, 25)]
+    assert plan(pending, 60.0, 512, 16) == [Share(1, 1), Share(3, 1), Share(0, 24)]
     assert plan(pending[1:], 1e6, 512, 16) == [Share(0, 1), Share(2, 1), Share(1, 40)]
 
 

@@ -1,0 +1,72 @@
+"""Greedy answers beside llama-server's, token by token: the same prompts alone, and eight at a time.
+
+    held-out issues in the demo model's own chat ──▶ our ids, one by one │ eight together ──▶ equal to the peer's?
+
+Attention, batch sizes and the kind of KV memory are the same on both sides. Sums are still rounded by what else is in a
+batch (llama.cpp's kernels differ by the number of rows), so two tokens that the model likes equally may change places:
+it happens with random weights, whose answers are told of without a budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+from pathlib import Path
+
+from bench.engine import prompt, threads
+from bench.inference_sides import DEMO, Generate, Request, Setup, llama_server, ours, random_model
+from bench.report import Report, main
+from piclusterd.inference.demo_model.issues import draw_issues
+from piclusterd.inference.demo_model.prompt import rendered_prompt
+from piclusterd.inference.llama import BATCH_TOKENS, ROWS
+
+PROMPTS, PROMPTS_QUICK = 200, 40
+RANDOM_PROMPTS, RANDOM_PROMPTS_QUICK = 40, 6
+TOKENS = 32
+TOGETHER = 8
+CONTEXT = 8192
+SAME = ("--kv-unified", "-b", str(BATCH_TOKENS), "-ub", str(ROWS))
+
+
+def requests(model: Path, count: int) -> list[Request]:
+    if model != DEMO:
+        return [Request(prompt(number, 30), TOKENS, whole=True) for number in range(count)]
+    issues = draw_issues(count, 7, "held_out")
+    return [Request(rendered_prompt(issue.title, issue.body), TOKENS, whole=True) for issue in issues]
+
+
+async def answers(generate: Generate, asked: list[Request], together: int) -> list[list[int]]:
+    found: list[list[int]] = []
+    for at in range(0, len(asked), together):
+        found += [answer.ids for answer in await asyncio.gather(*map(generate, asked[at : at + together]))]
+    return found
+
+
+async def compare(report: Report, model: Path, count: int, flash: str) -> None:
+    asked, setup = requests(model, count), Setup(TOGETHER, CONTEXT, threads(), (*SAME, "-fa", flash))
+    async with ours(model, setup) as generate:
+        mine = {"alone": await answers(generate, asked, 1), "batched": await answers(generate, asked, TOGETHER)}
+    try:
+        async with llama_server(model, setup) as generate:
+            theirs = await answers(generate, asked, 1)
+    except (OSError, subprocess.CalledProcessError) as fault:
+        report.add(f"llama-server not built: {str(fault)[:60]}", 0, "")
+        return
+    for how, ids in mine.items():
+        equal = sum(one == other for one, other in zip(ids, theirs, strict=True))
+        same = sum(one == other for a, b in zip(ids, theirs, strict=True) for one, other in zip(a, b, strict=False))
+        bar = count if model == DEMO else None
+        report.add(f"{model.stem}: answers equal to llama-server's, {how}", equal, f"of {count}", at_least=bar)
+        report.add(f"{model.stem}: tokens equal, {how}", same, f"of {sum(map(len, theirs))}")
+    firsts = itertools.chain.from_iterable(mine["alone"])
+    assert len(set(firsts)) > 1, "the answers say something"
+
+
+def measure(report: Report, quick: bool) -> None:
+    asyncio.run(compare(report, DEMO, PROMPTS_QUICK if quick else PROMPTS, "off"))
+    asyncio.run(compare(report, random_model(), RANDOM_PROMPTS_QUICK if quick else RANDOM_PROMPTS, "on"))
+
+
+if __name__ == "__main__":
+    main("greedy", measure)
