@@ -37,13 +37,13 @@ class Outcome:
 
 def outcomes(plan: Plan, seeds: range, jobs: int = 1) -> Iterator[Outcome]:
     """`plan` with each of `seeds`, in no order where `jobs` processes share them."""
-    one = partial(_outcome, plan)
     if jobs == 1:
         with _garbage_waits():
-            yield from map(one, seeds)
+            yield from map(partial(_outcome, plan), seeds)
         return
-    with multiprocessing.Pool(jobs, _let_garbage_wait) as pool:
-        yield from pool.imap_unordered(one, seeds)
+    forks = multiprocessing.get_context("fork")
+    with forks.Pool(jobs, _begin, (plan,)) as pool:
+        yield from pool.imap_unordered(_of_the_plan, seeds)
 
 
 def _outcome(plan: Plan, seed: int) -> Outcome:
@@ -57,6 +57,19 @@ def _outcome(plan: Plan, seed: int) -> Outcome:
     if seed % COLLECT_EVERY == 0:
         gc.collect()
     return Outcome(seed, played.events, played.virtual_s, time.process_time() - began)
+
+
+_plans: list[Plan] = []
+"""In a process of a pool: what it plays. Inherited by the fork, since a compiled plan does not pickle."""
+
+
+def _begin(plan: Plan) -> None:
+    _plans.append(plan)
+    _let_garbage_wait()
+
+
+def _of_the_plan(seed: int) -> Outcome:
+    return _outcome(_plans[0], seed)
 
 
 def _let_garbage_wait() -> None:
