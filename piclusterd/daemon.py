@@ -126,9 +126,7 @@ class Daemon:
             check_time=synced(), timing=TIMINGS[config.cluster.preset],
         )  # fmt: skip
         self._stack.push_async_callback(self.links.close)
-        inference = config.inference
-        worker_socket = Path(inference.worker_socket) if inference.worker_socket else None
-        self.pool = Pool(inference.queue_max, inference.load_timeout_s, self.facts_moved.set, worker_socket)
+        self.pool = Pool.of(config, self.facts_moved.set)
         self._stack.push_async_callback(self.pool.close)
         self.library = make_library(config, self.pool, self._secret, self.environ, self.facts_moved.set)
         await self.library.start()

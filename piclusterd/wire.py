@@ -124,6 +124,10 @@ class ModelFacts(Message, frozen=True):
     """How long a request holds one of those places, on average; 0: not measured."""
     prefixes: bytes = b""
     """Digests of prompts it has read and most likely still holds (`inference.prefix`)."""
+    gb_s: float = 0.0
+    """What decoding reads, gigabytes a second: all weights, for each token of an answer."""
+    roofline: float = 0.0
+    """That as a share of what the board's memory gives; 0: not measured."""
 
     def does(self, task: str) -> bool:
         if self.tasks:

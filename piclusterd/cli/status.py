@@ -37,6 +37,8 @@ class ModelLine(msgspec.Struct, frozen=True):
     busy: int = 0
     queued: int = 0
     decode_tps: float = 0.0
+    gb_s: float = 0.0
+    roofline: float = 0.0
     load_s: float = 0.0
     """Above 0: it is on the node's disk, and loaded at its first request."""
 
@@ -224,13 +226,14 @@ def models(options: Any, as_json: bool) -> None:
             node,
             f"on disk ({model.load_s:.0f}s)" if model.load_s else "loaded",
             f"{model.decode_tps:.1f}" if model.decode_tps else "",
+            f"{model.gb_s:.1f} GB/s, {model.roofline:.0%}" if model.roofline else "",
             str(model.busy + model.queued),
         )
         for name, at in sorted(served.items())
         for node, model in at
     ]
     if rows:
-        columns(console(), ("MODEL", "NODE", "STATE", "TOK/S", "QUEUE"), rows)
+        columns(console(), ("MODEL", "NODE", "STATE", "TOK/S", "OF MEMORY", "QUEUE"), rows)
     else:
         click.echo("No node serves a model. `picluster pull` proposes some.")
 

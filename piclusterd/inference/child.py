@@ -73,6 +73,7 @@ class Child:
         worker_socket: Path | None = None,
         hang_s: float = HANG_S,
         others: int = 0,
+        measure: bool = False,
     ) -> tuple[Child, Ready]:
         """A child with the model loaded; from systemd where `worker_socket` is there, else a process of our own.
 
@@ -82,7 +83,7 @@ class Child:
         child._hang_s = hang_s
         try:
             async with asyncio.timeout(timeout_s):
-                first = await child._load(spec, others)
+                first = await child._load(spec, others, measure)
         except TimeoutError:
             await child.close(grace_s=0)
             raise ChildDied(f"loading {spec.name} took over {timeout_s:g} s") from None
@@ -104,8 +105,8 @@ class Child:
         except OSError as fault:
             raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
 
-    async def _load(self, spec: ModelSpec, others: int) -> Ready:
-        asked = (spec.context, spec.slots, spec.threads, spec.batch_threads, others, spec.kind, spec.task)
+    async def _load(self, spec: ModelSpec, others: int, measure: bool) -> Ready:
+        asked = (spec.context, spec.slots, spec.threads, spec.batch_threads, others, spec.kind, spec.task, measure)
         self._send(Load(str(spec.path), *asked))
         try:
             first = await self._receive()

@@ -24,8 +24,10 @@ from typing import Literal
 
 import msgspec
 
+from ..config import Config
 from ..errors import NotFound, Unavailable
 from ..wire import ModelFacts
+from .calibration import RATES, Calibration
 from .child import HANG_S, Child, ChildDied, LoadFault
 from .models import ModelSpec
 from .prefix import Cached, marks
@@ -53,8 +55,8 @@ BEGINNINGS = 2
 class Average:
     """Exponentially weighted running average; `value` is 0 until the first measurement."""
 
-    def __init__(self) -> None:
-        self.value = 0.0
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
 
     def add(self, measured: float) -> None:
         if measured > 0:
@@ -73,6 +75,7 @@ class Served:
         worker_socket: Path | None = None,
         hang_s: float = HANG_S,
         others: Callable[[], int] = lambda: 0,
+        calibration: Calibration | None = None,
     ) -> None:
         self.spec = spec
         self.state: State = "loading"
@@ -82,7 +85,9 @@ class Served:
         self.child: Child | None = None
         self.used_at = time.monotonic()
         """When its last answer ended."""
-        self.prefill, self.decode = Average(), Average()
+        self._calibration = calibration or Calibration()
+        known = self._calibration.of(spec)
+        self.prefill, self.decode = Average(known.prefill), Average(known.decode)
         self._load_timeout_s = load_timeout_s
         self._worker_socket = worker_socket
         self._hang_s = hang_s
@@ -116,8 +121,14 @@ class Served:
         while True:
             try:
                 self.child, self.ready = await Child.start(
-                    self.spec, self._load_timeout_s, self._worker_socket, self._hang_s, self._others()
+                    self.spec,
+                    self._load_timeout_s,
+                    self._worker_socket,
+                    self._hang_s,
+                    self._others(),
+                    measure=not self._calibration.bandwidth,
                 )
+                self._calibration.measured_bandwidth(self.ready.bandwidth)
             except LoadFault as fault:
                 self._give_up(str(fault))
                 return
@@ -190,6 +201,7 @@ class Served:
         self._deaths = 0  # it finished something: the next death is a new story
         self.prefill.add(done.prefill_tps)
         self.decode.add(done.decode_tps)
+        self._calibration.measured(self.spec, self.prefill.value, self.decode.value)
 
     def facts(self, name: str) -> ModelFacts:
         tasks = self.ready.tasks if self.ready is not None else ()
@@ -205,6 +217,8 @@ class Served:
             slots=self.spec.slots,
             turn_s=round(self._turns.held_s, 2),
             prefixes=self.cached.digests(),
+            gb_s=round(self._calibration.read_per_s(self.spec, self.decode.value) / 1e9, 2),
+            roofline=round(self._calibration.roofline(self.spec, self.decode.value), 3),
         )
 
 
@@ -218,6 +232,7 @@ class Pool:
         on_change: Callable[[], None] = lambda: None,
         worker_socket: Path | None = None,
         hang_s: float = HANG_S,
+        calibration: Calibration | None = None,
     ) -> None:
         """`worker_socket`: where systemd starts a worker for every connection; missing: children of our own.
 
@@ -228,12 +243,21 @@ class Pool:
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
         self._on_change = on_change
+        self.calibration = calibration or Calibration()
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
         self.ready: Callable[[str], Awaitable[None]] = _as_it_is
         """Returns once the model may be asked: where a store loads models on demand, it loads them here."""
         self.stored: Callable[[], tuple[ModelFacts, ...]] = tuple
         """The models that it would load."""
+
+    @classmethod
+    def of(cls, config: Config, on_change: Callable[[], None]) -> Pool:
+        """As `config` says, with the rates that were measured before."""
+        inference = config.inference
+        socket = Path(inference.worker_socket) if inference.worker_socket else None
+        known = Calibration(config.state_dir / RATES)
+        return cls(inference.queue_max, inference.load_timeout_s, on_change, socket, calibration=known)
 
     async def start(self, models: Sequence[ModelSpec]) -> None:
         """Begin to load `models`, and return. See `states` for what becomes of them."""
@@ -251,6 +275,7 @@ class Pool:
             self._worker_socket,
             self._hang_s,
             partial(self.mapped, spec.name),
+            self.calibration,
         )
         self._aliases |= dict.fromkeys(spec.aliases, spec.name)
         return served

@@ -177,6 +177,8 @@ class Load(Frame, frozen=True, tag="load"):
     others: int = 0
     kind: Kind = "llama"
     task: str = ""
+    measure: bool = False
+    """Also measure how fast memory is read."""
 
 
 class Generate(Frame, frozen=True, tag="generate"):
@@ -209,6 +211,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     template_sha256: str
     """Of the file's chat template; empty where it has none and ChatML is used."""
     tasks: tuple[Task, ...] = ("generate",)
+    bandwidth: float = 0.0
+    """Bytes of memory read a second, where that was to be measured."""
 
 
 class LoadFailed(Frame, frozen=True, tag="load-failed"):

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import psutil
 
 from ..errors import PiclusterError, UserError
@@ -170,11 +171,13 @@ def serve(channel: Channel) -> None:
         return
     try:
         _check_room(load)  # before the import: it takes seconds on a Pi
-        engine = (_hf_class if load.kind == "hf" else _llama_class)()(load)
+        engine_class = (_hf_class if load.kind == "hf" else _llama_class)()
+        bandwidth = _bandwidth(load.threads) if load.measure else 0.0
+        engine = engine_class(load)
     except PiclusterError as fault:
         channel.send(LoadFailed(str(fault)))
         return
-    ready = engine.ready()
+    ready = msgspec.structs.replace(engine.ready(), bandwidth=bandwidth)
     channel.send(ready)
     calls = ToolCalls()
     spoke = time.monotonic()
@@ -202,6 +205,12 @@ def _check_room(load: Load) -> None:
     why, fix = refusal(shape, asked, Room(memory.total, memory.available, load.others))
     if why:
         raise UserError("the model does not fit this board's memory", why, fix)
+
+
+def _bandwidth(threads: int) -> float:
+    from .bandwidth import measure  # numpy comes with either engine
+
+    return measure(threads)
 
 
 def _hf_class() -> Callable[[Load], Runner]:
