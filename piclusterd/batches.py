@@ -1,13 +1,14 @@
 """Batches at work: the service that the workflow of that name calls, and what is told of one.
 
     POST /v1/batches ─▶ create ─▶ record on the shelf, event in the ledger ─▶ the coordinator's run
-    run ─▶ perform("lines")  ─▶ input file ─▶ WIDTH lines at a time over all nodes ─▶ a part on the shelf ─▶ result
+    run ─▶ perform("lines")  ─▶ input file ─▶ some lines at a time over all nodes ─▶ a part on the shelf ─▶ result
         ─▶ perform("finish") ─▶ parts in order ─▶ output and error file, the last record ─▶ parts forgotten
     GET ─▶ the shelf's record, and the run's progress from this node's ledger
 
 Answers are out of the coordinator's hands before the ledger hears of them, so nothing that is recorded is lost with it.
 A line is given up where its fault is its own; where no node can answer, the step ends with the lines before it, and
-goes on there later. Ids of files are made of the batch's, so finishing twice makes the same files.
+goes on there later. Ids of files are made of the batch's, so finishing twice makes the same files. A few lines ask for
+the droplet first, as work that nobody waits for does; the others go where they would be done first.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from typing import Any
 
 import msgspec
 
-from .errors import NotFound, PiclusterError, Unavailable, UserError
+from .errors import NotFound, Overloaded, PiclusterError, Unavailable, UserError
 from .events import HookTaken
 from .ids import RunId, run_id
 from .inference.answering import Answering
 from .inference.placement import ANY_MODEL
+from .inference.unhurried import Unhurried, droplet_places
 from .integrations.outcome import CallFailed
 from .shelf import Gone, Record, Shelf
 from .views import RunView
@@ -41,8 +43,10 @@ from .workflows.journal import Journal
 
 log = logging.getLogger("piclusterd")
 
-WIDTH = 8
-"""Lines asked at a time: two nodes' slots. More would wait before interactive requests in the same queues."""
+NODE_WIDTH = 4
+"""Lines asked at a time for each node that serves: the slots of a model as configured, unless it says otherwise."""
+WIDTH_MAX = 32
+"""Of one batch. Two of them fill half the queue of a single node (`[inference] queue_max`)."""
 STEP_LINES_MAX = 64
 """A coordinator that falls leaves at most so many to be answered again."""
 STEP_S = 60.0
@@ -50,8 +54,8 @@ STEP_S = 60.0
 LINE_S = 200.0
 """A line that takes longer is given up: a Pi 4 reads and writes some thousand tokens in it."""
 RETRY_S = 5.0
-OPEN_MAX = 4
-"""Batches under way at once: each takes one of the places in which the coordinator works on runs."""
+OPEN_MAX = 32
+"""Batches that are not over; the coordinator works on a few, the oldest first (`workflows.run.BATCHES_MAX`)."""
 WINDOW_S = 24 * 3600
 KEEP_S = 30 * 86400
 """How long files and batches are kept."""
@@ -68,24 +72,25 @@ class Batches:
         serving: Answering,
         take: Callable[[Hook], Awaitable[HookTaken]],
         change: Callable[[JobWish], Awaitable[RunView]],
-        models: Callable[[], Awaitable[Collection[str]]],
+        models: Callable[[], Awaitable[Mapping[str, int]]],
         journal: Callable[[], Journal],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`models()`: what somebody serves now. `journal()`: this node's fold of the ledger."""
+        """`models()`: what is served now, and by how many nodes. `journal()`: this node's fold of the ledger."""
         self._shelf, self._serving, self._take, self._change = shelf, serving, take, change
         self._models, self._journal, self._wall = models, journal, wall
+        self._droplet = droplet_places()
 
     # for clients -------------------------------------------------------------------------------------------------
     async def create(self, endpoint: str, file_id: str, metadata: Mapping[str, str], window: str) -> Json:
         """A batch, on several disks. Raises `UserError` for a file that is none, `Unavailable`."""
-        file = await self._shelf.find(file_id)
+        file = await self._shelf.find(file_id, everywhere=True)
         path = await self._shelf.open(owned(file))
-        total, models = await asyncio.to_thread(_checked, path, endpoint)
+        total, models = await asyncio.to_thread(check_file, path, endpoint)
         await self._check_models(models)
         running = self._open()
         if len(running) >= OPEN_MAX:
-            raise Unavailable(f"{len(running)} batches are under way", f"At most {OPEN_MAX} are.", retry_after_s=60)
+            raise Overloaded(f"{len(running)} batches are under way", f"At most {OPEN_MAX} are.", retry_after_s=60)
         now = int(self._wall())
         wish = Wish(
             f"batch_{secrets.token_hex(12)}", endpoint, file_id, total, now, now + WINDOW_S, owner_name()
@@ -135,10 +140,13 @@ class Batches:
         return await self.show(id)
 
     async def _record(self, id: str) -> Record:
-        record = await self._shelf.find(id)
-        if record.purpose == PURPOSE and "ended" not in record.told:
-            record = await self._shelf.find(id, everywhere=True)  # it may have ended elsewhere
-        if record.purpose != PURPOSE:
+        try:
+            record = await self._shelf.find(id)
+            if record.purpose == PURPOSE and "ended" not in record.told:
+                record = await self._shelf.find(id, everywhere=True)  # it may have ended elsewhere
+        except NotFound:
+            record = None
+        if record is None or record.purpose != PURPOSE:
             raise NotFound(f"there is no batch {id[:128]!r}", param="batch_id")
         return owned(record)
 
@@ -155,7 +163,9 @@ class Batches:
         told, wish = record.told, _wish(record)
         run = self._journal().runs.get(_run(wish.id))
         at, ended = batch.progress(self._results(wish.id)), told.get("ended", {})
-        status = ended.get("status") or _status(run.state if run is not None else "open", at, wish)
+        lost = run is None and self._wall() > wish.expires_at + WINDOW_S  # the ledger let go of a run that had failed
+        state = run.state if run is not None else "failed" if lost else "open"
+        status = ended.get("status") or _status(state, at, wish)
         counts = {"total": wish.total, "completed": at.completed, "failed": at.failed}
         made: Json = {
             "id": wish.id, "object": "batch", "endpoint": wish.endpoint, "errors": None, "input_file_id": wish.file,
@@ -174,6 +184,7 @@ class Batches:
     async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         """A step of the run. Raises `CallFailed`."""
         try:
+            await self._check_known(str(arguments["id"]))
             if operation == "lines":
                 return await self._lines(arguments)
             await self._finish(arguments, "expired" if arguments.get("expired") else "completed")
@@ -186,13 +197,20 @@ class Batches:
         except PiclusterError as fault:
             raise CallFailed(str(fault), retryable=fault.status >= 500) from None
 
+    async def _check_known(self, id: str) -> None:
+        """Raises `Gone` for a batch that its client was told had not begun: W disks would know it otherwise."""
+        try:
+            await self._shelf.find(id)
+        except NotFound:
+            raise Gone(f"there is no batch {id!r}") from None
+
     async def _lines(self, told: Mapping[str, Any]) -> Json:
         wish, start = msgspec.convert({name: told[name] for name in Wish.__struct_fields__}, Wish), int(told["next"])
         if self._wall() >= wish.expires_at:
             return {"next": start, "completed": 0, "failed": 0, "expired": True}
         path = await self._shelf.open(await self._shelf.find(wish.file))
         some = await asyncio.to_thread(_slice, path, start)
-        answers = await self._answers(some, start)
+        answers = await self._answers(some, wish, start)
         sha256, size = await self._shelf.receive(_stream(map(lines.encode, answers)))
         part = f"{wish.id}-{start}-{sha256[:16]}"  # another coordinator's answers are another part
         await self._shelf.keep(
@@ -204,19 +222,21 @@ class Batches:
         good = sum(map(lines.is_good, answers))
         return {"next": start + len(answers), "completed": good, "failed": len(answers) - good, "part": part}
 
-    async def _answers(self, some: list[bytes], start: int) -> list[Json]:
+    async def _answers(self, some: list[bytes], wish: Wish, start: int) -> list[Json]:
         """Those of the first lines, in order, as far as it went. Raises `Unavailable` where not even one was."""
         ends = asyncio.get_running_loop().time() + STEP_S
-        places = asyncio.Semaphore(WIDTH)
+        nodes = max((await self._models()).values(), default=1)
+        places = asyncio.Semaphore(min(NODE_WIDTH * nodes, WIDTH_MAX))
         stuck: list[Unavailable] = []
+        serving = Unhurried(self._serving, wish.owner, self._droplet)
 
         async def one(number: int, raw: bytes) -> Json | None:
             async with places:
-                while not stuck and asyncio.get_running_loop().time() < ends:
+                while not stuck and self._wanted(wish.id, start) and asyncio.get_running_loop().time() < ends:
                     line = lines.read(raw, number)
                     try:
                         async with asyncio.timeout(LINE_S):
-                            return await lines.answered(self._serving, line)
+                            return await lines.answered(serving, line)
                     except TimeoutError:
                         slow = Unavailable("the request took too long", f"It had {LINE_S:g} s.")
                         return lines.failure(line.custom_id, slow)
@@ -234,6 +254,11 @@ class Batches:
         if not done:
             raise stuck[0] if stuck else Unavailable("no line was answered in time", retry_after_s=RETRY_S)
         return [answer for answer in done if answer is not None]
+
+    def _wanted(self, id: str, start: int) -> bool:
+        """Is the step that begins at line `start` still to be done? Not where it was cancelled, or done by another."""
+        run = self._journal().runs.get(_run(id))
+        return run is not None and run.open and batch.step_of(start) not in run.values()
 
     async def _finish(self, told: Mapping[str, Any], status: str) -> None:
         """Output and error file from the parts, and the batch's last record. Once done it stays as it is."""
@@ -306,15 +331,17 @@ def _status(state: str, at: batch.Progress, wish: Wish) -> str:
     return "finalizing" if at.next >= wish.total or at.expired else "in_progress"
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
+def _raw_lines(path: Path, most: int = -1) -> Iterator[bytes]:
+    """Those that are not empty, each read up to `most` bytes."""
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(most):
             if line.strip():
                 yield line
 
 
-def _checked(path: Path, endpoint: str) -> tuple[int, set[str]]:
-    return lines.check(_raw_lines(path), endpoint)
+def check_file(path: Path, endpoint: str = "") -> tuple[int, set[str]]:
+    """As `lines.check`; a file without line breaks is not read whole."""
+    return lines.check(_raw_lines(path, lines.LINE_BYTES_MAX + 1), endpoint)
 
 
 def _slice(path: Path, start: int) -> list[bytes]:

@@ -160,6 +160,7 @@ class Daemon:
         self._task(stroke_watchdog(self.notifier, self.ledger), "watchdog")
         await self.pool.start(self.models)
         self._task(self.library.run(), "store")
+        self._task(self.desk.shelf.run(), "files")
         self._dial_known()
         calm_collector()
         self.notifier.ready(f"node {me.name} of {me.cluster}")

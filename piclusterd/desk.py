@@ -12,7 +12,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -51,9 +52,10 @@ from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
 from .lessons import Lessons
+from .ledger.replicate import copies_needed
 from .mailbox import Mailbox
 from .shelf import NAMES as SHELF
-from .shelf import Shelf
+from .shelf import Company, Shelf
 from .stock import MODELS, Stock
 from .uploads import Uploads
 from .views import View
@@ -147,7 +149,7 @@ class Desk:
         self.stock = Stock(me.node, library, links.request, self.view, config.store.client_pulls)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
-        self.shelf = Shelf(config.state_dir / "shelf", links.request, self._workers)
+        self.shelf = Shelf(config.state_dir / "shelf", links.request, self._company)
         self.batches = Batches(self.shelf, self.serving, self.take_hook, self._jobs.change, self._served, journal)
         self._whys = Whys(me.name, self.serving.decisions, links)
 
@@ -206,14 +208,16 @@ class Desk:
         choice: Choice = await self._mailbox.ask(lambda ticket: replace(asked, ticket=ticket), ANSWER_S)
         return choice
 
-    async def _workers(self) -> list[NodeId]:
-        """The others that hold files and are within reach."""
+    async def _company(self) -> Company:
+        """The others that hold files and are within reach, and how many are to hold one."""
         linked, view = self._links.peers(), await self.view()
-        up = [member for member in view.members if member.state == "alive" and member.facts.role == "worker"]
-        return [member.node for member in up if member.node in linked]
+        workers = [one for one in view.members if one.facts.role == "worker" and one.state not in ("left", "removed")]
+        up = [one.node for one in workers if one.state == "alive" and one.node in linked]
+        return Company(up, min(copies_needed(len(view.voters)), len(workers)))
 
-    async def _served(self) -> set[str]:
-        return {line["id"] for line in await self._list_models()}
+    async def _served(self) -> Mapping[str, int]:
+        alive = [one for one in (await self.view()).members if one.state == "alive"]
+        return Counter(model.name for one in alive for model in one.facts.models)
 
     async def _list_models(self) -> list[dict[str, Any]]:
         view = await self.view()

@@ -1,10 +1,11 @@
 """Files that clients give the cluster, and what batches make of them: on several nodes, found from any.
 
-    keep ─▶ disk here, fsynced ─▶ `shelf-take` to every worker ─▶ it asks back for the bytes ─▶ at least one has it
+    keep ─▶ disk here, fsynced ─▶ `shelf-take` to every worker ─▶ it asks back for the bytes ─▶ W disks have it
     open ─▶ here? else the workers are asked: `shelf-find`, `shelf-give` ─▶ here, checked by SHA-256
 
 A file is a record (small, JSON) and a blob (its bytes, named by their SHA-256). Of two records of one id the higher
 version stands; what was deleted leaves a record that says so, so that a node that was away does not bring it back.
+W is the ledger's, or all workers where they are fewer: what is promised outlives whom the ledger outlives.
 Owns `<state_dir>/shelf`. Refuses what is too large, or more than the disk's share. The ledger holds references only:
 a file of 50,000 lines in every node's log would be there for weeks.
 
@@ -24,12 +25,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from .board.private import make_private_directory, write_private
+from .board.private import make_private_directory, sync_directory, write_private
 from .errors import Broken, NotFound, PiclusterError, Unavailable, UserError
 from .ids import NodeId
 
@@ -57,6 +58,13 @@ ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 Sha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
 Request = Callable[[NodeId, str, bytes, float], AsyncGenerator[bytes, None]]
 """`Links.request`."""
+
+
+class Company(NamedTuple):
+    others: Sequence[NodeId]
+    """The workers that are up and linked."""
+    copies: int
+    """On how many disks a file is before it is promised, this one's included."""
 
 
 class Gone(NotFound):
@@ -91,22 +99,18 @@ class Shelf:
         self,
         root: Path,
         request: Request,
-        others: Callable[[], Awaitable[Sequence[NodeId]]],
+        company: Callable[[], Awaitable[Company]],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`others()`: the workers that are up and linked."""
         self._blobs, self._records = root / "blobs", root / "records"
-        self._request, self._others, self._wall = request, others, wall
+        self._request, self._company, self._wall = request, company, wall
         self._held: dict[str, Record] | None = None
-        self._swept = 0.0
         self._order = asyncio.Lock()
 
     # keeping -----------------------------------------------------------------------------------------------------
     async def receive(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """The bytes, on this disk: their SHA-256 and number. Raises `UserError`, `Unavailable` (no room), `Broken`."""
         await self._load()
-        if self._wall() - self._swept > SWEEP_S:
-            await self.sweep()
         await asyncio.to_thread(self._check_room)
         path, digest, size = self._blobs / f".{secrets.token_hex(8)}.part", hashlib.sha256(), 0
         try:
@@ -125,16 +129,17 @@ class Shelf:
         return digest.hexdigest(), size
 
     async def keep(self, record: Record) -> None:
-        """`record`, whose blob is here, on this node and on at least one more, where there is one.
+        """`record`, whose blob is here, on every worker within reach.
 
-        Raises `Unavailable` where no other worker took it: then it is here alone, and may be kept again.
+        Raises `Unavailable` where too few took it: then it is on those, and may be kept again.
         """
         await self._put(record)
-        others = await self._others()
+        others, copies = await self._company()
         body = msgspec.json.encode(record)
-        took = await asyncio.gather(*(self._told(node, TAKE, body) for node in others))
-        if others and not any(took):
-            raise Unavailable("the file is on this node alone", "no other worker took it.", "Try again.")
+        held = 1 + sum(await asyncio.gather(*(self._told(node, TAKE, body) for node in others)))
+        if held < copies:
+            why = f"it is on {held} of the {copies} disks that a promise takes."
+            raise Unavailable("the file is not safe yet", why, "Are the other nodes up? Try again.")
 
     async def _told(self, node: NodeId, name: str, body: bytes) -> bool:
         try:
@@ -159,7 +164,7 @@ class Shelf:
         """Parts that nobody will ask for: gone here and wherever it is reached, without a trace."""
         body = msgspec.json.encode(list(ids))
         await self._forget_here(msgspec.json.decode(body, type=list[str]))
-        await asyncio.gather(*(self._told(node, FORGET, body) for node in await self._others()))
+        await asyncio.gather(*(self._told(node, FORGET, body) for node in (await self._company()).others))
 
     # looking -----------------------------------------------------------------------------------------------------
     async def find(self, id: str, everywhere: bool = False) -> Record:
@@ -168,9 +173,10 @@ class Shelf:
         if held is None or everywhere:
             for record in await self._asked(Wanted(id=id)):
                 held = _newer(held, record)
-        if held is None:
+        if held is None or held.expires_at <= self._wall():
             raise NotFound(f"there is no file {id[:128]!r}", param="id")
         if held.deleted:
+            await self._put(held)  # this node was away when it was
             raise Gone(f"there is no file {id[:128]!r} any more", param="id")
         return held
 
@@ -179,16 +185,17 @@ class Shelf:
         merged = {record.id: record for record in (await self._load()).values() if record.purpose == purpose}
         for record in await self._asked(Wanted(purpose=purpose)):
             merged[record.id] = _newer(merged.get(record.id), record)
-        there = [record for record in merged.values() if not record.deleted]
+        now = self._wall()
+        there = [record for record in merged.values() if not record.deleted and record.expires_at > now]
         return sorted(there, key=lambda record: (-record.created_at, record.id))
 
     async def open(self, record: Record) -> Path:
         """Where its bytes are on this disk, fetched if need be. Raises `Unavailable` where no worker within reach has
         them now."""
-        path = self._blobs / record.sha256
+        path = self.path(record.sha256)
         if await asyncio.to_thread(path.exists):
             return path
-        for node in await self._others():
+        for node in (await self._company()).others:
             try:
                 await self._fetch(node, record.sha256)
             except (PiclusterError, OSError) as fault:
@@ -196,6 +203,14 @@ class Shelf:
                 continue
             return path
         raise Unavailable(f"the bytes of {record.id} are out of reach", "no worker that is up has them.")
+
+    def path(self, sha256: str) -> Path:
+        """Where the bytes of that digest are, if they are here."""
+        return self._blobs / sha256
+
+    async def discard(self, sha256: str) -> None:
+        """Bytes that were received and are not wanted, unless a record names them."""
+        await self._drop_blobs({sha256})
 
     async def _asked(self, wanted: Wanted) -> list[Record]:
         body = msgspec.json.encode(wanted)
@@ -207,7 +222,7 @@ class Shelf:
             except (PiclusterError, OSError, msgspec.DecodeError):
                 return []
 
-        return [record for found in await asyncio.gather(*map(one, await self._others())) for record in found]
+        return [record for found in await asyncio.gather(*map(one, (await self._company()).others)) for record in found]
 
     async def _fetch(self, node: NodeId, sha256: str) -> None:
         async with aclosing(self._request(node, GIVE, sha256.encode(), SILENCE_S)) as chunks:
@@ -284,10 +299,18 @@ class Shelf:
         for sha256 in digests - named - {""}:
             await asyncio.to_thread((self._blobs / sha256).unlink, missing_ok=True)
 
+    async def run(self) -> None:
+        """Sweep at the start and once a day, until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except OSError as fault:
+                log.error("the files that have expired are not swept: %s", fault)
+            await asyncio.sleep(SWEEP_S)
+
     async def sweep(self) -> None:
         """Away with what has expired, and with bytes that a stop in the middle left."""
         held, now = await self._load(), self._wall()
-        self._swept = now
         await self._forget_here([record.id for record in held.values() if record.expires_at <= now])
         there = await asyncio.to_thread(lambda: {path.name for path in self._blobs.iterdir() if _old(path, now)})
         for part in (name for name in there if name.startswith(".")):
@@ -321,6 +344,7 @@ def _settle(file: Any, path: Path, blob: Path) -> None:
     os.fsync(file.fileno())
     path.chmod(0o600)
     path.rename(blob)
+    sync_directory(blob.parent)
 
 
 def _newer(one: Record | None, other: Record) -> Record:

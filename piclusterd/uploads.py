@@ -1,17 +1,20 @@
 """Files of clients (`/v1/files`), as OpenAI's API words them, on the shelf.
 
-POST ─▶ bytes to this disk ─▶ record on several nodes ─▶ {"id", "object": "file", …}
+POST ─▶ bytes to this disk ─▶ every line looked at ─▶ record on several nodes ─▶ {"id", "object": "file", …}
+
+A file for a batch is refused here, by its line, rather than hours later.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from .batches import KEEP_S, is_ours, owned, owner_name
+from .batches import KEEP_S, check_file, is_ours, owned, owner_name
 from .errors import UserError
 from .shelf import Record, Shelf
 
@@ -27,10 +30,16 @@ class Uploads:
         self._shelf, self._wall = shelf, wall
 
     async def add(self, chunks: AsyncIterator[bytes], filename: str, purpose: str) -> Json:
-        """Raises `UserError` (purpose, size), `Unavailable` (no room, nobody else takes it)."""
+        """Raises `UserError` (purpose, size, a line), `Unavailable` (no room, too few others take it)."""
         if purpose not in (PURPOSES[0], PURPOSES[2]):
             raise UserError(f"purpose {purpose[:64]!r} is not supported", "Files are for batches.", param="purpose")
         sha256, size = await self._shelf.receive(chunks)
+        if purpose == PURPOSES[0]:
+            try:
+                await asyncio.to_thread(check_file, self._shelf.path(sha256))
+            except UserError:
+                await self._shelf.discard(sha256)
+                raise
         now = int(self._wall())
         record = Record(
             id=f"file-{secrets.token_hex(12)}", purpose=purpose, created_at=now, expires_at=now + KEEP_S, sha256=sha256,
@@ -56,7 +65,7 @@ class Uploads:
         await self._shelf.remove(await self._record(id))
 
     async def _record(self, id: str) -> Record:
-        record = await self._shelf.find(id)
+        record = await self._shelf.find(id, everywhere=True)  # it may have been deleted elsewhere
         if record.purpose not in PURPOSES:
             raise UserError(f"{id[:128]!r} is no file", param="file_id")
         return owned(record)

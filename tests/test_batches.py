@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,13 @@ from piclusterd.batches import Batches
 from piclusterd.errors import NotFound, Unavailable, UserError
 from piclusterd.events import Fact, HookTaken
 from piclusterd.ids import LogId, NodeId, RunId, Term, run_id
+from piclusterd.inference import unhurried
 from piclusterd.inference.protocol import GenerateRequest
 from piclusterd.integrations.outcome import CallFailed
-from piclusterd.shelf import Shelf
+from piclusterd.shelf import Company, Shelf
 from piclusterd.uploads import Uploads
 from piclusterd.views import RunView
-from piclusterd.web import files
+from piclusterd.web import batch_lines, files
 from piclusterd.web.admin import JobWish
 from piclusterd.web.key_file import Grant, digest_of
 from piclusterd.web.keys import Keyring
@@ -112,11 +113,11 @@ class Bench:
 
 @asynccontextmanager
 async def bench(root: Path, keys: Keyring | None = None, key: str = "none") -> AsyncIterator[Bench]:
-    async def alone() -> Sequence[NodeId]:
-        return ()
+    async def alone() -> Company:
+        return Company((), 1)
 
-    async def models() -> Collection[str]:
-        return {NAME}
+    async def models() -> Mapping[str, int]:
+        return {NAME: 1}
 
     ledger, wall = Ledger(), [float(NOW)]
     shelf = Shelf(root, lambda *_: _no_peer(), alone, lambda: wall[0])
@@ -145,8 +146,8 @@ def chat(number: int, **more: Any) -> dict[str, Any]:
 async def test_a_file_is_uploaded_listed_read_and_deleted(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
         data = b"x" * 3_000_000  # larger than any other body may be
-        made = await at.client.files.create(file=("big.jsonl", io.BytesIO(data)), purpose="batch")
-        assert (made.bytes, made.filename, made.purpose, made.created_at) == (len(data), "big.jsonl", "batch", NOW)
+        made = await at.client.files.create(file=("big.txt", io.BytesIO(data)), purpose="user_data")
+        assert (made.bytes, made.filename, made.purpose, made.created_at) == (len(data), "big.txt", "user_data", NOW)
         assert (await at.client.files.content(made.id)).content == data
         assert (await at.client.files.retrieve(made.id)).id == made.id
         second = await at.upload(chat(1))
@@ -208,22 +209,48 @@ async def test_embeddings_and_completions_can_be_batched(tmp_path: Path) -> None
             assert len(answer["response"]["body"][field_]) == 2
 
 
-BAD: list[tuple[Any, str]] = [
-    ([], "no lines"),
-    ([chat(1), chat(1)], "another line's"),
-    ([chat(1) | {"url": "/v1/embeddings"}], "its url is"),
-    ([chat(1) | {"method": "GET"}], "method"),
-    ([{"custom_id": "x"}], "line 1"),
-    ([chat(1) | {"custom_id": ""}], "custom_id"),
+GOOD = json.dumps(chat(0)).encode()
+BAD: list[tuple[bytes, str]] = [
+    (b"\n", "no lines"),
+    (GOOD + b"\nno JSON\n", "line 2 of the file is no request"),
+    (GOOD + b"\n" + json.dumps(chat(1)).encode()[:-1], "line 2"),
+    (GOOD + b"\n\n" + GOOD, "line 2 .*'line-0' is an earlier line's"),
+    (json.dumps(chat(1) | {"url": "/v1/images"}).encode(), "its url is '/v1/images', none of"),
+    (GOOD + b"\n" + json.dumps(chat(1) | {"url": "/v1/embeddings"}).encode(), "line 2 .* endpoint /v1/chat"),
+    (json.dumps(chat(1) | {"method": "GET"}).encode(), "method"),
+    (b'{"custom_id": "x"}', "line 1 .*`url`"),
+    (json.dumps(chat(1) | {"custom_id": ""}).encode(), "custom_id has 0 characters"),
+    (GOOD + b"\n" + b'"' + 2 * 1024 * 1024 * b"x" + b'"', "line 2 .*over 1048576 bytes"),
 ]
 
 
-async def test_a_file_that_is_no_batch_is_refused_by_its_line(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_batch_is_refused_by_its_line_and_not_kept(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
-        for lines, why in BAD:
+        for data, why in BAD:
             with pytest.raises(openai.BadRequestError, match=why) as caught:
-                await at.begin(*lines)
+                await at.client.files.create(file=("in.jsonl", data), purpose="batch")
             assert caught.value.param == "input_file_id"
+        assert [path.name for path in (tmp_path / "blobs").iterdir()] == []
+        assert [one async for one in at.client.files.list()] == []
+
+
+async def test_a_file_with_too_many_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_lines, "LINES_MAX", 2)
+    async with bench(tmp_path) as at:
+        await at.upload(chat(1), chat(2))
+        with pytest.raises(openai.BadRequestError, match="too many lines"):
+            await at.upload(chat(1), chat(2), chat(3))
+
+
+async def test_a_batch_that_cannot_begin_is_refused(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        text = await at.client.files.create(file=("notes.txt", b"notes"), purpose="user_data")
+        with pytest.raises(openai.BadRequestError, match="line 1"):
+            await at.client.batches.create(
+                input_file_id=text.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        with pytest.raises(openai.BadRequestError, match="the batch's endpoint"):
+            await at.begin(chat(1), endpoint="/v1/embeddings")
         with pytest.raises(openai.NotFoundError, match="no node serves"):
             await at.begin(chat(1, model="gone"))
         with pytest.raises(openai.NotFoundError):
@@ -237,12 +264,86 @@ async def test_a_file_that_is_no_batch_is_refused_by_its_line(tmp_path: Path) ->
         assert not at.ledger.journal.runs
 
 
-async def test_only_so_many_batches_are_under_way(tmp_path: Path) -> None:
+async def test_only_so_many_batches_are_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "OPEN_MAX", 2)
     async with bench(tmp_path) as at:
-        for _ in range(batches.OPEN_MAX):
+        for _ in range(2):
             await at.begin(chat(1))
-        with pytest.raises(openai.InternalServerError, match="under way"):
+        with pytest.raises(openai.RateLimitError, match="under way"):
             await at.begin(chat(1))
+
+
+async def test_lines_are_asked_for_as_what_nobody_waits_for_a_few_of_the_droplet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+    async with bench(tmp_path) as at:
+        generate = at.api.serving.generate
+
+        async def heard(request: GenerateRequest, prefer: str = "") -> Any:
+            asked.append((request.priority, request.tenant, prefer))
+            async for item in generate(request):
+                yield item
+
+        monkeypatch.setattr(unhurried, "DROPLET_WIDTH", 2)
+        monkeypatch.setattr(at.api.serving, "generate", heard)
+        at.service._droplet = unhurried.droplet_places()
+        id = await at.begin(*(chat(number) for number in range(4)))
+        await at.ledger.step(at.service, id)
+    assert {told[:2] for told in asked} == {("batch", "batches")}
+    assert [told[2] for told in asked] == ["relay", "relay", "", ""], "four side by side, on one node that serves"
+
+
+async def test_nothing_more_is_asked_for_a_step_that_is_not_wanted_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    async with bench(tmp_path) as at:
+        id = await at.begin(*(chat(number) for number in range(30)))
+        generate = at.api.serving.generate
+
+        async def heard(request: GenerateRequest, prefer: str = "") -> Any:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                await at.client.batches.cancel(id)
+            async for item in generate(request):
+                yield item
+
+        monkeypatch.setattr(at.api.serving, "generate", heard)
+        await at.ledger.step(at.service, id)
+        ended = await at.client.batches.retrieve(id)
+    assert ended.status == "cancelled"
+    assert asked < 20, "those that were under way end, and a few began while the word spread"
+
+
+async def test_a_batch_whose_beginning_was_refused_ends_if_it_began_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path) as at:
+        take = at.ledger.take
+
+        async def takes_and_falls(hook: Hook) -> HookTaken:
+            await take(hook)
+            raise Unavailable("the coordinator did not answer")
+
+        monkeypatch.setattr(at.service, "_take", takes_and_falls)
+        with pytest.raises(openai.InternalServerError):
+            await at.begin(chat(1))
+        assert [one async for one in at.client.batches.list()] == []
+        (run,) = at.ledger.journal.runs.values()
+        with pytest.raises(CallFailed) as caught:
+            await at.ledger.step(at.service, run.key)
+        assert not caught.value.retryable
+
+
+async def test_a_batch_that_the_ledger_has_let_go_of_is_not_under_way_for_ever(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        id = await at.begin(chat(1))
+        at.ledger.journal.runs.clear()
+        assert (await at.client.batches.retrieve(id)).status == "in_progress"
+        at.wall[0] += 3 * 24 * 3600
+        assert (await at.client.batches.retrieve(id)).status == "failed"
 
 
 async def test_a_cancelled_batch_has_the_answers_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

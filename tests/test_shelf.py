@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from piclusterd import shelf
 from piclusterd.errors import NotFound, Unavailable, UserError
 from piclusterd.ids import NodeId
-from piclusterd.shelf import Gone, Record, Shelf
+from piclusterd.shelf import Company, Gone, Record, Shelf
 
 NOW = 1_800_000_000
 
@@ -25,12 +25,12 @@ class House:
         self.nodes = [NodeId(f"{number:016x}") for number in range(size)]
         self.up = set(self.nodes)
         self.wall = float(NOW)
-        self.root = root
+        self.root, self.copies = root, 2
         self.shelves = {node: self.started(node) for node in self.nodes}
 
     def started(self, node: NodeId) -> Shelf:
-        async def others() -> Sequence[NodeId]:
-            return [one for one in self.nodes if one != node and one in self.up]
+        async def company() -> Company:
+            return Company([one for one in self.nodes if one != node and one in self.up], self.copies)
 
         async def request(peer: NodeId, name: str, body: bytes, timeout: float) -> AsyncGenerator[bytes, None]:
             if peer not in self.up:
@@ -38,7 +38,7 @@ class House:
             async for chunk in self.shelves[peer].serve_peer(node, name, body):
                 yield chunk
 
-        return Shelf(self.root / node, request, others, lambda: self.wall)
+        return Shelf(self.root / node, request, company, lambda: self.wall)
 
     def __getitem__(self, number: int) -> Shelf:
         return self.shelves[self.nodes[number]]
@@ -86,7 +86,7 @@ async def test_files_and_directories_are_their_owners_alone(house: House, tmp_pa
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_file_that_no_other_worker_took_is_not_promised(house: House) -> None:
+async def test_a_file_that_too_few_workers_took_is_not_promised(house: House) -> None:
     async def refuses(peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
         if body:
             raise Unavailable("the disk is full")
@@ -94,9 +94,12 @@ async def test_a_file_that_no_other_worker_took_is_not_promised(house: House) ->
 
     for number in (1, 2):
         house[number].serve_peer = refuses  # type: ignore[method-assign]
-    with pytest.raises(Unavailable, match="alone"):
+    with pytest.raises(Unavailable, match="on 1 of the 2 disks"):
         await put(house[0])
     house.up = {house.nodes[0]}
+    with pytest.raises(Unavailable, match="on 1 of the 2 disks"):
+        await put(house[0])  # nobody is within reach
+    house.copies = 1
     await put(house[0])  # alone in the house: there is nobody else
 
 
@@ -136,7 +139,10 @@ async def test_what_was_deleted_stays_deleted_also_where_a_node_was_away(house: 
         assert await house[number].all("batch") == []
     with pytest.raises(Gone):
         await house[2].find("file-1", everywhere=True)
-    assert await house[2].all("batch") == []
+    house.up = {house.nodes[2]}
+    with pytest.raises(Gone):
+        await house[2].find("file-1")  # it has been told
+    assert (await house[2].all("batch"), house.blobs(2)) == ([], [])
 
 
 async def test_the_higher_version_stands_whatever_the_order(house: House) -> None:
@@ -165,8 +171,11 @@ async def test_a_day_later_what_expired_is_swept_and_what_a_stop_left(house: Hou
     (house[0]._blobs / ".left.part").write_bytes(b"x")
     (house[0]._blobs / ("0" * 64)).write_bytes(b"x")
     house.wall += 90_000
-    await put(house[0], "file-3", b"new", expires_at=NOW + 200_000)
-    assert set(house.blobs(0)) == {hashlib.sha256(b"new").hexdigest(), record.sha256}
+    with pytest.raises(NotFound):
+        await house[0].find("file-2")
+    assert await house[0].all("batch") == [record]
+    await house[0].sweep()
+    assert house.blobs(0) == [record.sha256]
 
 
 async def test_limits_are_kept(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,22 @@ class Client:
             async with self._ask("POST", path, body, total_s) as response:
                 return await _read(response, ANSWER_BYTES_MAX)
 
+    async def upload(self, path: str, file: Path, fields: Mapping[str, str], total_s: float) -> bytes:
+        """The body of a JSON answer to a form: `fields`, then the file."""
+        import aiohttp
+
+        form = aiohttp.FormData(dict(fields))
+        with file.open("rb") as body:
+            form.add_field("file", body, filename=file.name)
+            async with self._ask("POST", path, form, total_s) as response:
+                return await _read(response, ANSWER_BYTES_MAX)
+
+    async def download(self, path: str, to: BinaryIO) -> None:
+        """A file of any length."""
+        async with self._ask("GET", path, None, None) as response:
+            async for chunk in response.content.iter_any():
+                to.write(chunk)
+
     async def delete(self, path: str) -> bytes:
         """The body of a JSON answer."""
         async with self._ask("DELETE", path, None, ANSWER_S) as response:
@@ -116,7 +132,7 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | bytes | BinaryIO | None,
+        body: Mapping[str, Any] | bytes | BinaryIO | aiohttp.FormData | None,
         total_s: float | None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "rm": "models", "pin": "models", "unpin": "models", "alias": "models",
     "node": "node", "voter": "voter", "ca": "ca", "coordinator": "coordinator", "jobs": "jobs", "keys": "keys",
     "triage": "triage",
+    "batch": "batch",
     "ledger": "ledger", "backup": "backup", "recover": "backup",
     "doctor": "doctor", "hub": "hub", "selftest": "selftest",
 }  # fmt: skip

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -56,16 +56,24 @@ class _Model(msgspec.Struct):
     model: str = ""
 
 
-def check(lines: Iterable[bytes], endpoint: str) -> tuple[int, set[str]]:
-    """How many requests there are, and the models they name. Raises `UserError` naming the line."""
+def check(lines: Iterable[bytes], endpoint: str = "") -> tuple[int, set[str]]:
+    """How many requests there are, and the models they name. Raises `UserError` naming the line.
+
+    `endpoint` is where all of them go; else where the first one does.
+    """
     seen: set[str] = set()
     models: set[str] = set()
     for number, raw in enumerate(lines, 1):
         line = read(raw, number)
+        if line.url not in get_args(Endpoint):
+            raise wrong(number, f"its url is {line.url[:100]!r}, none of {', '.join(get_args(Endpoint))}")
+        endpoint = endpoint or line.url
         if line.url != endpoint:
             raise wrong(number, f"its url is {line.url[:100]!r}, and the batch's endpoint {endpoint}")
-        if line.custom_id in seen or not 0 < len(line.custom_id) <= CUSTOM_ID_CHARS_MAX:
-            raise wrong(number, "its custom_id is empty, too long, or another line's")
+        if not 0 < len(line.custom_id) <= CUSTOM_ID_CHARS_MAX:
+            raise wrong(number, f"its custom_id has {len(line.custom_id)} characters, not 1 to {CUSTOM_ID_CHARS_MAX}")
+        if line.custom_id in seen:
+            raise wrong(number, f"its custom_id {line.custom_id[:100]!r} is an earlier line's, too")
         if number > LINES_MAX:
             raise UserError("the file has too many lines", f"At most {LINES_MAX}.", param="input_file_id")
         seen.add(line.custom_id)

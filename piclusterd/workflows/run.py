@@ -47,6 +47,7 @@ from ..events import (
 )
 from ..ids import LogId, RunId, Term
 from ..views import ServiceView
+from .batch import NAME as BATCH
 from .breaker import Breaker
 from .flight import ASIDE, Flight, Patience, Phase
 from .journal import Journal, Run, hook_record, view_of
@@ -59,6 +60,8 @@ ACT_TIMEOUT_S = 300.0
 """An act with no outcome by then counts as failed and is tried again (a Pi 4 needs minutes for a long prompt)."""
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 300.0
+BATCHES_MAX = 2
+"""Of them batches, which take hours: webhooks keep the other places, and a batch that has no model its neighbour."""
 OPTIONAL_TRIES = 2
 """Of a step that its run can do without."""
 COPY_LOOK_S = 1.0
@@ -151,10 +154,17 @@ class Runs:
         for run in self._journal.open_runs():
             if self._busy() >= ACTIVE_MAX:
                 break
-            if run not in self._flights:
+            if run not in self._flights and not self._crowded(run):
                 self._flights[run] = Flight(run, "waiting", 0)
                 out += self._advance(self._flights[run], now)
         return out
+
+    def _crowded(self, run: RunId) -> bool:
+        """Is it a batch, and are as many under way as may be?"""
+        runs = self._journal.runs
+        if runs[run].workflow != BATCH:
+            return False
+        return sum(flying in runs and runs[flying].workflow == BATCH for flying in self._flights) >= BATCHES_MAX
 
     def _busy(self) -> int:
         return sum(flight.phase not in ASIDE for flight in self._flights.values())

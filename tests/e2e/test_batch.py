@@ -1,4 +1,4 @@
-"""A batch of 500 lines on three real nodes whose coordinator is killed twice while it works on it."""
+"""Batches on three real nodes: 500 lines while the coordinator is killed twice, wrong lines, a cancel, the client."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest_asyncio
 from openai.types import Batch
 
 from piclusterd.demo.cluster import MODEL, Cluster, Member
+from tests.cli.command import picluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -103,3 +104,55 @@ async def test_a_batch_survives_two_coordinators_each_line_answered_once_in_orde
     answers = [json.loads(row) for row in outputs.pop().splitlines()]
     assert [answer["custom_id"] for answer in answers] == [f"line-{number}" for number in range(LINES)]
     assert all(answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers)
+
+
+async def until_over(cluster: Cluster, id: str) -> Batch:
+    async def over() -> Batch | None:
+        found = await shown(cluster, id)
+        return found if found.status in ("completed", "cancelled", "failed") else None
+
+    found: Batch = await cluster.until(over, "the batch is over", LIMIT_S)
+    return found
+
+
+async def test_a_wrong_line_has_its_error_and_the_others_their_answers(cluster: Cluster, tmp_path: Path) -> None:
+    rows = [json.loads(line(number)) for number in range(6)]
+    rows[2]["body"]["temperature"] = 9
+    rows[4]["body"]["messages"][0]["content"] = "word " * 20_000  # longer than the context
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    begun = await picluster("--host", cluster.members[2].url, "batch", "submit", str(tmp_path / "in.jsonl"), "--json")
+    assert (begun.code, begun.err) == (0, "")
+    id = json.loads(begun.out)["id"]
+    ended = await until_over(cluster, id)
+    assert ended.request_counts is not None
+    assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("completed", 4, 2)
+    read = [
+        (await picluster("--host", cluster.members[0].url, "batch", "output", id, *more)).out.splitlines()
+        for more in ((), ("--errors",))
+    ]
+    good, bad = ([json.loads(row) for row in rows] for rows in read)
+    assert [row["custom_id"] for row in good] == ["line-0", "line-1", "line-3", "line-5"]
+    assert [(row["custom_id"], row["response"]["status_code"]) for row in bad] == [("line-2", 400), ("line-4", 400)]
+
+
+async def test_a_cancelled_batch_ends_and_keeps_what_was_answered(cluster: Cluster) -> None:
+    async with client_of(cluster.members[0]) as client:
+        file = await client.files.create(file=("in.jsonl", b"".join(map(line, range(LINES)))), purpose="batch")
+        begun = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+    async def begins() -> bool:
+        return answered(await shown(cluster, begun.id)) > 0
+
+    await cluster.until(begins, "some answers", LIMIT_S)
+    async with client_of(cluster.members[1]) as client:
+        await client.batches.cancel(begun.id)
+    ended = await until_over(cluster, begun.id)
+    count = answered(ended)
+    assert ended.status == "cancelled"
+    assert 0 < count < LINES
+    assert ended.output_file_id is not None
+    async with client_of(cluster.members[2]) as client:
+        rows = (await client.files.content(ended.output_file_id)).text.splitlines()
+    assert [json.loads(row)["custom_id"] for row in rows] == [f"line-{number}" for number in range(count)]

@@ -39,6 +39,7 @@ from piclusterd.workflows.run import (
     ACTIVE_MAX,
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
+    BATCHES_MAX,
     OPTIONAL_TRIES,
     TIMEOUT_SAYS,
     Runs,
@@ -63,7 +64,8 @@ class Office:
         self.answers: list[object] = []
         self.places: list[tuple[LogId, int]] = []
         self.machine = Runs(
-            self.journal, {"three": workflow or ThreeSteps()}, Patience(attempts_max, approval_s=100.0), Random(1),
+            self.journal, dict.fromkeys(("three", "batch"), workflow or ThreeSteps()),
+            Patience(attempts_max, approval_s=100.0), Random(1),
             itertools.count(1), self.holds,
         )  # fmt: skip
         self.todo: deque[Append | Act] = deque()
@@ -90,8 +92,8 @@ class Office:
     def activate(self, term: Term = 1) -> None:
         self.take(self.machine.note(Activated(term), self.now))
 
-    def hook(self, key: str = "k") -> None:
-        facts = self.ledger.add_hook(key)
+    def hook(self, key: str = "k", workflow: str = "three") -> None:
+        facts = self.ledger.add_hook(key, workflow=workflow)
         self.journal.grow(facts)
         self.take(self.machine.note(LedgerGrew(facts), self.now))
 
@@ -201,6 +203,17 @@ def test_a_few_runs_at_a_time_and_the_oldest_first(office: Office) -> None:
     assert office.machine.in_flight == ACTIVE_MAX
     started = [append.records[0].body["run"] for append in office.todo if isinstance(append, Append)]
     assert started == [run_of(key) for key in keys[:ACTIVE_MAX]]
+
+
+def test_batches_leave_places_to_webhooks_and_take_their_turns(office: Office) -> None:
+    for n in range(BATCHES_MAX + 2):
+        office.hook(f"b{n}", "batch")
+    assert office.machine.in_flight == BATCHES_MAX
+    office.hook("k")
+    assert office.machine.in_flight == BATCHES_MAX + 1, "a webhook waits for no batch"
+    play(office)
+    assert office.machine.in_flight == 0
+    assert {view.state for view in office.journal.views(100)} == {"done"}
 
 
 def test_a_run_that_ends_makes_room_for_the_next(office: Office) -> None:
