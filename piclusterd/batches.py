@@ -35,7 +35,7 @@ from .shelf import Gone, Record, Shelf
 from .views import RunView
 from .web import batch_lines as lines
 from .web.admin import JobWish
-from .web.keys import caller
+from .web.keys import caller, visible
 from .wire import Hook
 from .workflows import batch
 from .workflows.batch import Wish
@@ -103,9 +103,16 @@ class Batches:
         try:
             await self._take(batch.hook_of(wish))
         except PiclusterError:
-            await self._shelf.forget([wish.id])
+            await self._withdraw(record)
             raise
         return self._object(record)
+
+    async def _withdraw(self, record: Record) -> None:
+        """Its client is told that it has not begun. If it began all the same, its run finds out by this."""
+        try:
+            await self._shelf.remove(record)
+        except PiclusterError as fault:
+            log.info("%s is withdrawn here, and not known to be elsewhere: %s", record.id, fault)
 
     async def _check_models(self, named: Collection[str]) -> None:
         there, who = await self._models(), caller.get()
@@ -113,7 +120,7 @@ class Batches:
             if who is not None:
                 who.check(model)
             if model not in there and model not in ANY_MODEL:
-                fix = f"There are: {', '.join(sorted(there)) or 'none'}."
+                fix = f"There are: {', '.join(sorted(filter(visible, there))) or 'none'}."
                 raise NotFound(f"no node serves the model {model[:128]!r}", fix=fix, param="model")
 
     async def show(self, id: str) -> Json:
@@ -184,25 +191,18 @@ class Batches:
     async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         """A step of the run. Raises `CallFailed`."""
         try:
-            await self._check_known(str(arguments["id"]))
+            await self._shelf.find(str(arguments["id"]))  # withdrawn?
             if operation == "lines":
                 return await self._lines(arguments)
             await self._finish(arguments, "expired" if arguments.get("expired") else "completed")
             return {"finished": True}
         except Gone as fault:
-            raise CallFailed("the batch's file is gone:", str(fault), retryable=False) from None
+            raise CallFailed("the batch, or its file, was deleted:", str(fault), retryable=False) from None
         except (NotFound, Unavailable) as fault:  # the ledger names it: a node that is away has it
             retry_after_s = fault.retry_after_s if isinstance(fault, Unavailable) else RETRY_S
             raise CallFailed(str(fault), retryable=True, retry_after_s=retry_after_s) from None
         except PiclusterError as fault:
             raise CallFailed(str(fault), retryable=fault.status >= 500) from None
-
-    async def _check_known(self, id: str) -> None:
-        """Raises `Gone` for a batch that its client was told had not begun: W disks would know it otherwise."""
-        try:
-            await self._shelf.find(id)
-        except NotFound:
-            raise Gone(f"there is no batch {id!r}") from None
 
     async def _lines(self, told: Mapping[str, Any]) -> Json:
         wish, start = msgspec.convert({name: told[name] for name in Wish.__struct_fields__}, Wish), int(told["next"])

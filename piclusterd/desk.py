@@ -51,8 +51,8 @@ from .integrations.hub import HubClient
 from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
-from .lessons import Lessons
 from .ledger.replicate import copies_needed
+from .lessons import Lessons
 from .mailbox import Mailbox
 from .shelf import NAMES as SHELF
 from .shelf import Company, Shelf

@@ -4,7 +4,8 @@
 
 Each step works through as many lines as its time allows and says where the next begins, so another coordinator goes on
 at the first line without an answer. The answers themselves are files (`shelf`); the ledger holds how many there are and
-where. What was answered in a step that no result tells of is answered again; of each line one answer counts.
+where. What was answered in a step that no result tells of is answered again; of each line one answer counts. A model
+that nobody has is waited for until the batch expires, which the service tells.
 """
 
 from __future__ import annotations
@@ -101,4 +102,4 @@ class Batch:
         return self._call(run, FINISH, FINISH, {**told, **counted})
 
     def _call(self, run: RunId, step: str, operation: str, arguments: Mapping[str, Any]) -> Call:
-        return Call(step, NAME, operation, arguments, ids.uuid4_of(run, step))
+        return Call(step, NAME, operation, arguments, ids.uuid4_of(run, step), patient=True)

@@ -280,6 +280,7 @@ class Runs:
             return self._land(flight)
         tried, flight.probe = not flight.probe, False
         if isinstance(flight.step, Call):
+            tried = tried and not flight.step.patient
             self._judge(self._breakers[flight.step.service], outcome, now)
         moved = RunMoved(flight.run, run.workflow, flight.step.name, outcome.error or "ok")
         if outcome.value is not None:

@@ -47,7 +47,8 @@ class AskModel:
 class Call:
     """One operation of a service outside. It may be attempted more than once: `key` makes the effect happen once.
 
-    `optional`: as of `AskModel`.
+    `optional`: as of `AskModel`. `patient`: a failure that may pass is never one too many; the service itself says when
+    it is too late.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Call:
     arguments: Mapping[str, Any]
     key: str
     optional: bool = False
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

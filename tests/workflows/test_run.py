@@ -950,3 +950,30 @@ def test_a_wait_ends_by_itself_in_its_own_time_and_what_was_learnt_is_told_with_
     office.land(end)
     assert office.journal.cases.of("i") is not None
     assert office.state() == "done"
+
+
+class Patient:
+    """One call whose service says itself when it is too late."""
+
+    name = "three"
+
+    def wants(self, hook: Hook) -> str | None:
+        return "t"
+
+    def next(self, run: RunId, hook: Hook, results: Results) -> Step:
+        if "call" not in results:
+            return Call("call", "batch", "lines", {}, "", patient=True)
+        return Finish("done")
+
+
+def test_a_patient_call_is_tried_until_its_service_says_no() -> None:
+    office = Office(workflow=Patient(), attempts_max=1)
+    office.activate()
+    office.hook()
+    office.land(office.next_append("run.intent", "call"))
+    for _ in range(2 * FAILURES_MAX):
+        office.fail(office.next_act())
+        while not office.todo:
+            office.tick()
+    office.fail(office.next_act(), retryable=False)
+    assert office.next_append("run.done", "call").records[0].body["outcome"] == "failed"
