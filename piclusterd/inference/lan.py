@@ -38,6 +38,10 @@ LOOK_S = 0.5
 """Between two looks at who has what."""
 ANSWER_S = 30.0
 """A peer that sends nothing for so long is left out until the next look."""
+SENDING_MAX = 16
+"""Pieces read and on their way at once, whoever asks: what they take of a small board's memory."""
+ASKED_MAX = 32
+"""Peers that are asked in one look; of more, some others the next time."""
 ANSWER_BYTES_MAX = 1024 * 1024
 """Of `have` and `digests`, which has 27 bytes a piece: a file of 40 GB."""
 
@@ -65,6 +69,7 @@ class Lan:
         self._me, self._store, self._request, self._peers, self._rng = me, store, request, peers, rng
         self._look_s = look_s
         self._going: dict[str, Going] = {}
+        self._sending = asyncio.Semaphore(SENDING_MAX)
 
     # giving ----------------------------------------------------------------------------------------------------------
     async def serve(self, body: bytes) -> AsyncGenerator[bytes, None]:
@@ -81,7 +86,8 @@ class Lan:
             case "find":
                 yield msgspec.json.encode(self._named(asked.name))
             case "piece":
-                yield await asyncio.to_thread(self._piece, asked.sha256, asked.number)
+                async with self._sending:
+                    yield await asyncio.to_thread(self._piece, asked.sha256, asked.number)
 
     def _named(self, name: str) -> Manifest | None:
         """A model of ours by its name, or by where it is from."""
@@ -113,7 +119,7 @@ class Lan:
     async def find(self, name: str) -> Manifest | None:
         """What a peer has under that name or source."""
         question = Question("find", name=name)
-        told = await asyncio.gather(*(self._ask(node, question, Manifest | None) for node in sorted(self._peers())))
+        told = await asyncio.gather(*(self._ask(node, question, Manifest | None) for node in self._some_peers()))
         found = [one for one in told if one is not None and SHA256.fullmatch(one.sha256) and one.size > 0]
         return found[0] if found else None
 
@@ -171,9 +177,13 @@ class Lan:
         self._going.pop(sha256, None)
 
     async def _ask_all(self, sha256: str) -> dict[NodeId, Has]:
-        nodes = sorted(self._peers())
+        nodes = self._some_peers()
         told = await asyncio.gather(*(self._ask(node, Question("have", sha256), Has) for node in nodes))
         return {node: has for node, has in zip(nodes, told, strict=True) if has is not None}
+
+    def _some_peers(self) -> list[NodeId]:
+        nodes = sorted(self._peers())
+        return self._rng.sample(nodes, ASKED_MAX) if len(nodes) > ASKED_MAX else nodes
 
     async def _ask(self, node: NodeId, question: Question, shape: Any) -> Any:
         """A `shape`; None where the peer cannot say: it is gone, or of an older release."""

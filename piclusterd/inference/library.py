@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 HUB_URL = "https://huggingface.co"
 TOLD_MAX = 64
 """Models on disk that are told to others: gossip is for small things."""
-LOAD_BYTES_S = 80e6
-"""What a load is taken to read a second: an A2 card, measured 89 MB/s."""
 RATE_S = 1.0
 """Over which the rate of a pull is averaged."""
 SWEEP_S = 24 * 3600.0
@@ -146,7 +144,7 @@ class Library:
         if not self._settings.on_demand:
             return ()
         return tuple(
-            ModelFacts(name=name, embeddings=True, load_s=round(max(0.1, one.size / LOAD_BYTES_S), 1))
+            ModelFacts(name=name, embeddings=True, load_s=self.loads.load_s(one.size))
             for one in self.store.entries.values()
             for name in (one.name, *one.aliases)
             if self._pool.served(name) is None or self.loads.loading(one.name)

@@ -30,7 +30,7 @@ import msgspec
 
 from ..board.private import sync_directory, write_private
 from ..errors import NotFound, Unavailable, UserError
-from .models import check_header
+from .models import check_header, file_sha256
 from .sealing import Seal, Stamp, digest, stamp_of
 
 log = logging.getLogger(__name__)
@@ -140,9 +140,12 @@ class Store:
             )
 
     # blobs -----------------------------------------------------------------------------------------------------------
-    def adopt(self, partial: Path, sha256: str, size: int) -> Path:
-        """The blob that `partial` becomes, if it is what was promised. Raises `NotAsPromised`; it is deleted then."""
-        got, pieces = digest(partial)
+    def adopt(self, partial: Path, sha256: str, size: int, pieces: tuple[bytes, ...] = ()) -> Path:
+        """The blob that `partial` becomes, if it is what was promised. Raises `NotAsPromised`; it is deleted then.
+
+        `pieces`: the digests by which each was verified as it came, where they were.
+        """
+        got, pieces = (file_sha256(partial), pieces) if pieces else digest(partial)
         found = partial.stat().st_size
         if found != size or got != sha256:
             partial.unlink()
@@ -196,6 +199,8 @@ class Store:
 
         Shares its blocks where the file system can, else copies them. `hard_link`: shares the file itself.
         """
+        if not path.is_file():
+            raise UserError(f"cannot read the model file {path}", "There is no such file.")  # a pipe would be for ever
         size = check_header(path)
         partial = self.new_partial()
         try:

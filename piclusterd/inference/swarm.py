@@ -99,7 +99,7 @@ class Swarm:
                 return False
             self._report("verifying", self._size)
             try:
-                await asyncio.to_thread(self._store.adopt, self._partial, self._sha256, self._size)
+                await asyncio.to_thread(self._store.adopt, self._partial, self._sha256, self._size, self._going.digests)
                 return True
             except NotAsPromised:
                 log.warning("%s told digests of blob %s that are not so", self._peers.name(teller), self._sha256[:16])

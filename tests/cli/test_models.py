@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -30,7 +31,7 @@ from tests.inference.hub_rig import BODY, FILE, NAME, REPO, SHA256, hub_with_cdn
 from tests.inference.rig import DEMO
 from tests.web.house import Node, node, serving
 
-from .command import Result, environment, picluster
+from .command import LIMIT_S, Result, environment, picluster
 
 
 @dataclass
@@ -163,6 +164,24 @@ async def test_a_pull_that_is_stopped_by_hand_goes_on_where_it_was(home: Home) -
     home.cdn.faults.clear()
     assert (await home.run("pull", REPO)).code == 0
     assert home.hub.served_bytes == len(BODY) - 1000
+
+
+async def test_on_a_terminal_a_pull_is_a_bar(home: Home) -> None:
+    ours, theirs = os.openpty()
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "piclusterd.cli.main", "--socket", home.socket, "pull", REPO,
+            stdout=theirs, stderr=theirs, env=environment(TERM="xterm-256color", COLUMNS="120"),
+        )  # fmt: skip
+        async with asyncio.timeout(LIMIT_S):
+            assert await child.wait() == 0
+        drawn = os.read(ours, 65536).decode()
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert "1.7/1.7 MB" in drawn
+    assert "━" in drawn
+    assert "is in the store" in drawn
 
 
 async def test_the_doors_of_models_are_the_owners_alone(home: Home) -> None:

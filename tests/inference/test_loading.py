@@ -11,6 +11,7 @@ import pytest
 
 from piclusterd.config import Store as Settings
 from piclusterd.errors import NotFound, Overloaded, PiclusterError, Unavailable
+from piclusterd.inference import loading
 from piclusterd.inference.budget import MIB, need, sequences
 from piclusterd.inference.gguf import read_shape
 from piclusterd.inference.library import Library
@@ -222,3 +223,15 @@ async def test_where_the_owner_does_not_want_it_nothing_is_loaded_on_demand(tmp_
         with pytest.raises(PiclusterError, match="no model"):
             await collected(library._pool.generate("one", msgspec.structs.replace(GREEDY, max_tokens=1)))
         assert (await library.load("one")).state == "ready"
+
+
+async def test_how_long_a_load_takes_is_learnt_from_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "MEASURED_BYTES", 1)
+    async with library_of(tmp_path, settings=SHORT) as library:
+        await two_models(library)
+        assert library.loads.load_s(800_000_000) == 11.0
+        await library.load("one")
+        assert library.loads.load_s(800_000_000) > 11.0  # so small a file is all start
+        assert [facts.load_s for facts in library.facts()] == [library.loads.load_s(len(BODY))]
