@@ -131,6 +131,14 @@ class Model:
         Literal["auto", "llama", "hf"],
         Meta(description="who runs it: llama.cpp or transformers; auto: the latter where the path is a directory"),
     ] = "auto"
+    adapters: Annotated[
+        dict[str, str],
+        Meta(
+            max_length=16,
+            description="LoRA adapters, name = GGUF file, or file@scale; clients ask for <name of the model>:<name>,"
+            " which has a context and a child of its own over the same weights",
+        ),
+    ] = field(default_factory=dict)
     task: Annotated[
         Literal["", "text-generation", "summarization", "text-classification", "feature-extraction"],
         Meta(description="what a model of transformers is for; empty: what its architecture is for"),

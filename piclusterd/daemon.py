@@ -43,7 +43,7 @@ from .errors import Broken, PiclusterError, UserError
 from .events import FactsChanged, HardState, LedgerAlarm, LoopLagged, Note, Sealed, Shutdown
 from .hands import Hands
 from .ids import NodeId
-from .inference.models import ModelSpec, resolve
+from .inference.models import ModelSpec, resolve_all
 from .inference.pool import Pool
 from .ledger.ballast import BALLAST_BYTES
 from .ledger.pruning import Retention
@@ -171,7 +171,7 @@ class Daemon:
         specs = []
         for model in self.config.models:
             try:
-                specs.append(resolve(model))
+                specs += resolve_all(model)
             except PiclusterError as fault:
                 log.error("model %s is not served: %s", model.name, fault)
                 self.bus.publish("alarm", {"text": f"model {model.name} is not served: {fault}"})

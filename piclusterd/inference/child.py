@@ -107,7 +107,8 @@ class Child:
 
     async def _load(self, spec: ModelSpec, others: int, measure: bool) -> Ready:
         asked = (spec.context, spec.slots, spec.threads, spec.batch_threads, others, spec.kind, spec.task, measure)
-        self._send(Load(str(spec.path), *asked))
+        adapter = str(spec.adapter) if spec.adapter is not None else ""
+        self._send(Load(str(spec.path), *asked, adapter, spec.scale))
         try:
             first = await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):

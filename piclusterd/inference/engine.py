@@ -44,10 +44,13 @@ class Engine:
 
     def __init__(self, load: Load) -> None:
         self._weights = Weights(load.path)
+        self._adapted = bool(load.adapter)  # vectors are the plain model's to make
         self._places = load.slots
         total = sequences(load.slots)
         seats = total - FORKS
         self._context = Context(self._weights, load.context, total, load.threads, load.batch_threads)
+        if load.adapter:
+            self._context.adapt(self._weights, load.adapter, load.scale)
         self._residents = Residents(self._context, seats, self._weights.prefix_reusable)
         self._forks = range(seats, total)
         self._prompts = Prompts(self._weights)
@@ -70,7 +73,7 @@ class Engine:
         weights = self._weights
         name = weights.metadata("general.name")
         tasks: list[Task] = ["generate"] if self._context.writes else []
-        if weights.embedding_size > 0:
+        if weights.embedding_size > 0 and not self._adapted:
             tasks.append("embed")
         return Ready(
             self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tuple(tasks)

@@ -198,6 +198,16 @@ class Context:
         self._batch.close()
         lib.llama_free(self._pointer)
 
+    def adapt(self, weights: Weights, path: str, scale: float) -> None:
+        """Put the LoRA adapter in the file at `path` over the weights, from now on. Raises `UserError`."""
+        adapter = lib.llama_adapter_lora_init(weights.model, path.encode())  # freed with the model
+        if not adapter:
+            why = " ".join(last_errors)
+            raise UserError(f"llama.cpp cannot load the adapter {path}", why, "It must be made for this very model.")
+        adapters = (lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+        if lib.llama_set_adapters_lora(self._pointer, adapters, 1, (ctypes.c_float * 1)(scale)) != 0:
+            raise UserError(f"llama.cpp cannot use the adapter {path}", " ".join(last_errors))
+
     def clear_batch(self) -> None:
         self._batch.clear()
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -47,6 +48,32 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     kind: Kind = "llama"
     task: str = ""
+    adapter: Path | None = None
+    """A LoRA adapter over the weights, and how strongly it acts."""
+    scale: float = 1.0
+
+
+def resolve_all(model: Model) -> list[ModelSpec]:
+    """`model` by itself, and once more with each of its adapters. Raises as `resolve` does."""
+    alone = resolve(model)
+    return [alone, *(_adapted(alone, name, where) for name, where in model.adapters.items())]
+
+
+def _adapted(alone: ModelSpec, name: str, where: str) -> ModelSpec:
+    if alone.kind != "llama":
+        raise UserError(f"{alone.name} takes no adapters", "Only GGUF models do.")
+    file, at, scale = where.rpartition("@")
+    if not at:
+        file, scale = where, "1"
+    try:
+        strength = float(scale)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise UserError(f"the adapter {name!r} of {alone.name} has no scale", f"{scale!r} is no number.")
+    path = Path(file).expanduser()
+    check_header(path)
+    return replace(alone, name=f"{alone.name}:{name}", aliases=(), adapter=path, scale=strength)
 
 
 def resolve(model: Model) -> ModelSpec:

@@ -292,8 +292,9 @@ class Pool:
 
     def mapped(self, but: str = "") -> int:
         """Bytes of the weights that models `but` one have mapped: the kernel calls their pages available."""
-        ready = [each.spec for each in self._served.values() if each.state == "ready"]
-        return sum(spec.size for spec in ready if spec.name != but and spec.kind == "llama")
+        own = self._served[but].spec.path if but in self._served else None
+        ready = [each.spec for each in self._served.values() if each.state == "ready" and each.spec.kind == "llama"]
+        return sum({spec.path: spec.size for spec in ready if spec.name != but and spec.path != own}.values())
 
     async def close(self) -> None:
         """End every child. Running requests get `Unavailable`."""

@@ -179,6 +179,9 @@ class Load(Frame, frozen=True, tag="load"):
     task: str = ""
     measure: bool = False
     """Also measure how fast memory is read."""
+    adapter: str = ""
+    """A LoRA adapter's file, and how strongly it acts."""
+    scale: float = 1.0
 
 
 class Generate(Frame, frozen=True, tag="generate"):
