@@ -59,7 +59,7 @@ from .shelf import Company, Shelf
 from .stock import MODELS, Stock
 from .uploads import Uploads
 from .views import View
-from .web import admin, files, models, ollama, openai, triage, why
+from .web import admin, files, models, moderations, ollama, openai, triage, why
 from .web.app import Doors
 from .web.hooks import Ignored, Lists, hook_of
 from .web.keys import Keyring, visible
@@ -184,6 +184,7 @@ class Desk:
             extra_routes=[
                 *openai.routes(answering, self._list_models),
                 *ollama.routes(answering, self._cards, self.stock.client_pull),
+                *moderations.routes(answering, self._classifiers),
                 *models.routes(self.stock.ask, self.stock.take),
                 *files.routes(Uploads(self.shelf), self.batches),
                 *why.routes(self._whys.find),
@@ -227,6 +228,14 @@ class Desk:
 
     async def _cards(self) -> list[Card]:
         return [await self.stock.card(card) for card in ollama.cards(await self.view()) if visible(card.name)]
+
+    async def _classifiers(self) -> list[str]:
+        """Models that classify texts, those in memory first."""
+        alive = [member for member in (await self.view()).members if member.state == "alive"]
+        found = {
+            (facts.load_s, facts.name) for member in alive for facts in member.facts.models if facts.does("classify")
+        }
+        return [name for _, name in sorted(found) if visible(name)]
 
     # peers ---------------------------------------------------------------------------------------------------
     def _relay(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:

@@ -80,7 +80,13 @@ def cards(view: View) -> list[Card]:
     found = [facts for member in alive for facts in member.facts.models]
     told = {facts.name: facts for facts in sorted(found, key=lambda facts: facts.load_s == 0)}
     return [
-        Card(name, context=facts.context, embeds=facts.embeddings, loaded=facts.load_s == 0)
+        Card(
+            name,
+            context=facts.context,
+            generates=facts.does("generate"),
+            embeds=facts.does("embed"),
+            loaded=facts.load_s == 0,
+        )
         for name, facts in sorted(told.items())
     ]
 

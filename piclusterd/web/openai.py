@@ -53,18 +53,18 @@ def routes(serving: Answering, list_models: ListModels) -> list[web.RouteDef]:
     """The API's routes. `list_models` tells what the cluster serves: dicts with at least `id`."""
     api = _Api(serving, list_models)
     return [
-        web.post("/v1/chat/completions", _answered(api.chat)),
-        web.post("/v1/completions", _answered(api.completions)),
-        web.post("/v1/embeddings", _answered(api.embeddings)),
-        web.get("/v1/models", _answered(api.models)),
-        web.get("/v1/models/{id:.+}", _answered(api.model)),
+        web.post("/v1/chat/completions", answered(api.chat)),
+        web.post("/v1/completions", answered(api.completions)),
+        web.post("/v1/embeddings", answered(api.embeddings)),
+        web.get("/v1/models", answered(api.models)),
+        web.get("/v1/models/{id:.+}", answered(api.model)),
     ]
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _answered(handler: Handler) -> Handler:
+def answered(handler: Handler) -> Handler:
     """`handler` with its errors as OpenAI's objects."""
 
     async def handle(request: web.Request) -> web.StreamResponse:

@@ -21,7 +21,7 @@ from piclusterd.ids import NodeId
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
 from piclusterd.inference.serving import Serving
-from piclusterd.web import ollama
+from piclusterd.web import moderations, ollama
 from piclusterd.web.ollama_schema import Card
 from piclusterd.web.openai import routes
 from piclusterd.wire import Facts, Member
@@ -52,6 +52,10 @@ class Api:
             return response.status, response.headers, await response.json()
 
 
+async def no_classifiers() -> Sequence[str]:
+    return ()
+
+
 @asynccontextmanager
 async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
     changes = Changes()
@@ -78,6 +82,7 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
         serving = Serving(ME, pool, who, relay)
         app.add_routes(routes(serving, list_models))
         app.add_routes(ollama.routes(serving, list_cards))
+        app.add_routes(moderations.routes(serving, no_classifiers))
         runner = web.AppRunner(app, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
