@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import ollama
 import openai
 import pytest
 import pytest_asyncio
@@ -101,6 +102,22 @@ async def test_every_node_lists_the_models_of_the_cluster(client: openai.AsyncOp
 async def test_a_model_that_nobody_has_is_a_404_that_names_those_there_are(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match=MODEL):
         await client.chat.completions.create(model="gpt-unknown", messages=question())
+
+
+@pytest.mark.parametrize("index", [0, RELAY], ids=["node with model", "node without model"])
+async def test_ollamas_own_client_is_answered_by_any_node(cluster: Cluster, index: int) -> None:
+    client = ollama.AsyncClient(cluster.members[index].url)
+    try:
+        listed = await client.list()
+        assert [model.model for model in listed.models] == [f"{MODEL}:latest"]
+        options = {"temperature": 0, "num_predict": 12}
+        whole = await client.chat(MODEL, [dict(one) for one in question()], options=options)
+        stream = await client.chat(MODEL, [dict(one) for one in question()], options=options, stream=True)
+        parts = [part async for part in stream]
+        assert "".join(part.message.content or "" for part in parts) == whole.message.content != ""
+        assert len((await client.embed(MODEL, "printer on fire")).embeddings[0]) > 8
+    finally:
+        await client._client.aclose()
 
 
 async def test_when_the_node_that_answered_is_killed_another_replica_answers_the_next_request(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import ollama
 import pytest
 
+from piclusterd.web import ollama as api_of_ollama
 from tests.inference.rig import NAME
 
 from .test_openai import Api, running
@@ -270,6 +271,23 @@ async def test_a_full_queue_is_429_with_a_time_to_come_again() -> None:
             assert (status, list(answer)) == (429, ["error"])
             assert int(headers["Retry-After"]) >= 1
         second.cancel()
+
+
+async def test_a_stream_that_waits_is_kept_open_with_blanks_that_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_of_ollama, "KEEP_ALIVE_S", 0.01)
+    async with serving(slots=1) as served:
+        first = asyncio.create_task(served.post("/api/chat", {"model": NAME, "messages": HELLO, "format": ENDLESS}))
+        await served.api.changes.until(lambda: served.api.pool.facts()[0].busy == 1)
+        asked = {"model": NAME, "messages": HELLO, "options": {"num_predict": 2}}
+        async with served.api.http.post(f"{served.api.url}/api/chat", json=asked) as response:
+            blanks = await response.content.readexactly(2)
+            first.cancel()
+            rest = await response.read()
+        lines = [json.loads(line) for line in (blanks + rest).splitlines()]
+        stream = await served.client.chat(NAME, HELLO, options={"num_predict": 2}, stream=True)
+        assert [part async for part in stream][-1].done
+    assert blanks == b"  "
+    assert [line["done"] for line in lines][-1] is True
 
 
 async def test_a_client_that_goes_away_frees_its_slot() -> None:
