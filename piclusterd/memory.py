@@ -2,7 +2,7 @@
 
     similar  {issue, team, encoder, text} ─▶ a vector (by a model of the cluster, or by words) ─▶ the nearest cases,
                                              how verdicts stood so far, what was said of this very issue before
-    case     {issue}                      ─▶ what is remembered of one, or {missing}
+    case     {issue, identifier}          ─▶ what is remembered of one, or {missing}; busy: triage of it is under way
     quiet    {hours, timezone}            ─▶ {wait_s}: until a team's quiet hours are over; 0 outside of them
 
 Where no node embeds now, words alone tell what is similar: other cases of that kind are found, and none is mixed up
@@ -14,7 +14,7 @@ from __future__ import annotations
 import array
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -52,11 +52,13 @@ class Memory:
         self,
         cases: Callable[[], Cases],
         embed: Embed,
+        open_titles: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[ZoneInfo], datetime] = datetime.now,
     ) -> None:
-        """`cases()`: the fold, as it is now."""
+        """`cases()`: the fold, as it is now. `open_titles()`: of the runs that may write to an issue just now."""
         self._cases = cases
         self._embed = embed
+        self._open_titles = open_titles
         self._clock = clock
 
     async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -65,7 +67,8 @@ class Memory:
                 return await self.similar(msgspec.convert(arguments, _Similar))
             case "case":
                 case = self._cases().of(str(arguments["issue"]))
-                return {"missing": True} if case is None else {"case": case.as_dict()}
+                busy = any(str(arguments.get("identifier")) in title.split() for title in self._open_titles())
+                return {"busy": busy} | ({"missing": True} if case is None else {"case": case.as_dict()})
             case "quiet":
                 return {"wait_s": self._quiet_s(str(arguments["hours"]), str(arguments["timezone"]))}
             case _:

@@ -49,6 +49,8 @@ from .workflows.workflow import Workflow
 CLOCK_EVERY_S = 10.0
 """Between two looks at the wall clock: a line of the schedule begins that late at most."""
 HOUR_S = 3600.0
+WRITERS = (Triage.name, Commands.name)
+"""Workflows that write to issues what `Watch` would learn from."""
 REPORTED = 1000
 """Newest runs that a report counts."""
 
@@ -107,7 +109,7 @@ def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitSta
     """By name, for the node `name`; what must be closed is entered on `stack`."""
     services: dict[str, Service] = {
         "cluster": Here(lambda: desk.journal().views(REPORTED)),
-        "memory": Memory(lambda: desk.journal().cases, desk.serving.embed),
+        "memory": Memory(lambda: desk.journal().cases, desk.serving.embed, lambda: desk.journal().open_titles(WRITERS)),
         "batch": desk.batches,
         "selftest": Echo(name),
     }

@@ -68,7 +68,7 @@ async def test_where_nobody_embeds_words_alone_tell() -> None:
 async def test_a_case_is_found_or_missing() -> None:
     memory = Memory(cases, nobody)
     assert (await memory.perform("case", {"issue": "i-1"}, ""))["case"]["identifier"] == "LIN-1"
-    assert await memory.perform("case", {"issue": "i-7"}, "") == {"missing": True}
+    assert await memory.perform("case", {"issue": "i-7"}, "") == {"missing": True, "busy": False}
     with pytest.raises(CallFailed):
         await memory.perform("forget", {}, "")
 
@@ -89,5 +89,5 @@ async def test_quiet_hours_end_when_they_end(now: str, hours: str, wait_s: float
     def clock(zone: ZoneInfo) -> datetime:
         return datetime.fromisoformat(f"2026-05-05T{now}").replace(tzinfo=zone)
 
-    memory = Memory(cases, nobody, clock)
+    memory = Memory(cases, nobody, clock=clock)
     assert await memory.perform("quiet", {"hours": hours, "timezone": "Europe/Berlin"}, "") == {"wait_s": wait_s}

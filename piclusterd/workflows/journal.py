@@ -149,6 +149,10 @@ class Journal:
         rows = [(run.hlc, run.run) for run in self.runs.values() if run.open]
         return [run for _, run in sorted(rows)]
 
+    def open_titles(self, workflows: Container[str]) -> list[str]:
+        """Of open runs of these workflows."""
+        return [run.title for run in self.runs.values() if run.open and run.workflow in workflows]
+
     def standing(self, run: RunId) -> Run | None:
         """The run, where its webhook is told and no checkpoint has ended it."""
         entry = self.runs.get(run)

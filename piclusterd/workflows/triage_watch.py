@@ -1,6 +1,6 @@
 """What people make of issues, watched: every change by a person of a priority or a type is a lesson.
 
-    Issue update by a person ─▶ case ─▶ [similar] ─▶ Finish(case: human.<field>)
+    Issue update by a person ─▶ case ─▶ [settle ─▶ case-again] ─▶ [similar] ─▶ Finish(case: human.<field>)
     priority or labels changed ─▶ that is what the field should have been
     taken out of triage (to backlog, unstarted, started) with our values still there ─▶ they were right
 
@@ -23,8 +23,10 @@ from .triage_issue import NAMES, HookIssue, IssueEvent, issue_event
 from .triage_policy import Policy
 from .triage_prompt import TITLE_MAX
 from .triage_write import CASE_TEXT_CHARS_MAX, Wrote, wrote_before
-from .workflow import Call, Finish, Results, Step
+from .workflow import Approve, Call, Finish, Results, Step
 
+SETTLE_S = 60.0
+"""Where triage of the issue is under way, a change may be our own write told back: its run is waited for so long."""
 ACCEPTED_STATES = frozenset({"backlog", "unstarted", "started"})
 """To which a person moves an issue that was looked at."""
 
@@ -55,9 +57,10 @@ class Watch:
         if event is None:
             return Finish("failed", "the webhook's body is not a change of an issue of Linear")
         issue, policy = event.data, self._triage.policies.of(event.data.team_key)
-        if "case" not in results:
-            return Call("case", "memory", "case", {"issue": issue.id}, ids.uuid4_of(run, "case"))
-        case = results["case"].get("case")
+        known = self._known(run, issue, results)
+        if not isinstance(known, Mapping):
+            return known
+        case = known.get("case")
         if isinstance(case, Mapping):
             lesson = _lesson(event, case, policy)
             if not lesson:
@@ -80,6 +83,18 @@ class Watch:
             "vector": recalled.vector,
         }
         return Finish("done", _told(lesson), case={"issue": issue.id, "set": told | lesson})
+
+    def _known(self, run: RunId, issue: HookIssue, results: Results) -> Mapping[str, Any] | Step:
+        """What the memory says of the issue, once no run of ours is at it."""
+        for name in ("case", "case-again"):
+            if name not in results:
+                asked = {"issue": issue.id, "identifier": issue.identifier}
+                return Call(name, "memory", "case", asked, ids.uuid4_of(run, name))
+            if not results[name].get("busy"):
+                return results[name]
+            if "settle" not in results:
+                return Approve("settle", f"triage of {issue.identifier} is under way: learn now?", within_s=SETTLE_S)
+        return Finish("ignored", "nothing to learn: triage of it is still under way")
 
     def _is_persons(self, event: IssueEvent) -> bool:
         actor = event.actor

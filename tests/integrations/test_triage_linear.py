@@ -13,7 +13,7 @@ from piclusterd.demo.linear_workspace import PERSON
 from piclusterd.integrations.outcome import CallFailed
 from piclusterd.workflows.triage_comment import comment_id
 from piclusterd.workflows.triage_policy import Policy, Rule
-from piclusterd.workflows.workflow import AskModel
+from piclusterd.workflows.workflow import AskModel, Finish
 
 from .triage_office import LABELS, Office, says
 
@@ -198,6 +198,31 @@ async def test_our_own_write_told_back_is_no_lesson(double: LinearDouble) -> Non
     case = office.cases.of("LIN-1")
     assert case is not None
     assert not case.judged
+
+
+async def test_a_change_while_our_run_is_under_way_waits_until_that_is_over(double: LinearDouble) -> None:
+    """Linear tells us of our own write before the run that made it has ended; nobody said who we are."""
+    office = Office(double, actor_id="")
+    payload = double.create_issue("Crash")
+    office.open_titles = ["LIN-1 Crash"]
+    echo = double.changed("LIN-1", priority=2)
+    taken: list[Finish] = []
+
+    async def ended() -> None:
+        double.edit("LIN-1", priority=0)
+        office.open_titles = []
+        taken.append(await office.take(payload))
+
+    office.meanwhile = ended
+    assert (await office.take(echo)).outcome == "ignored"
+    assert taken[0].outcome == "done"
+    case = office.cases.of("LIN-1")
+    assert case is not None
+    assert not case.judged
+    office.open_titles = ["retry LIN-1 Crash", "LIN-11 x"]
+    assert "under way" in (await office.take(double.changed("LIN-1", priority=3))).detail
+    office.open_titles = ["LIN-11 x"]
+    assert (await office.take(double.changed("LIN-1", priority=4))).detail == "learnt: priority P3"
 
 
 async def test_an_issue_taken_out_of_triage_with_our_values_says_that_they_were_right(

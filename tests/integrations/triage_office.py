@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 from piclusterd import config, ids
@@ -58,7 +58,9 @@ class Office:
         self.client = LinearClient(double.url, double.key)
         self._open.append(self.client)
         self.cases = Cases()
-        self.memory = Memory(lambda: self.cases, self._nobody_embeds)
+        self.open_titles: list[str] = []
+        """Of runs that are under way."""
+        self.memory = Memory(lambda: self.cases, self._nobody_embeds, lambda: self.open_titles)
         self.triage = Triage(config.Triage(), "m", actor_id, Policies(policy, {}))
         self.workflows: list[Workflow] = [
             self.triage, Commands(self.triage, actor_id), Watch(self.triage, actor_id),
@@ -66,6 +68,8 @@ class Office:
         self.model: Model = lambda ask: says()
         self.before: Callable[[str], None] = lambda step: None
         """Told of each step before it is taken."""
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        """What happens while a run waits."""
         self.asked: list[AskModel] = []
         self.steps: list[str] = []
         self._seqs = itertools.count(1)
@@ -104,6 +108,9 @@ class Office:
                     return self.model(step)
                 return {"text": '{"type": "bug", "priority": "P1", "reason": "because"}', "model": "m", "node": "n"}
             case Approve():
+                meanwhile, self.meanwhile = self.meanwhile, None
+                if meanwhile is not None:
+                    await meanwhile()
                 return {"approved": False, "by": TIMEOUT_SAYS}
             case Call(_, service, operation, arguments, key):
                 actor: Any = {"linear": self.client, "memory": self.memory}[service]
