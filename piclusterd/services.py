@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,16 @@ class Here:
         return {"text": triage_report(self._runs())}
 
 
+class Cloud:
+    """The service `cloud`: a provider that a team's policy names answers."""
+
+    def __init__(self, ask: Callable[[str, Mapping[str, Any]], Awaitable[Mapping[str, Any]]]) -> None:
+        self._ask = ask
+
+    async def perform(self, operation: str, arguments: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        return await self._ask(str(arguments["provider"]), arguments["request"])
+
+
 def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
     """By name; the first that wants an event gets it. `model`: the one that answers."""
     actor = config.linear.actor_id
@@ -88,7 +98,12 @@ def load_policies(config: Config) -> triage_policy.Policies:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise ConfigError([f"{file}: cannot be read as a policy: {fault}"]) from None
-    return triage_policy.parse(text, file, config.triage)
+    policies = triage_policy.parse(text, file, config.triage)
+    known = {provider.name for provider in config.providers}
+    named = {policy.cloud_provider for policy in (policies.default, *policies.teams.values())} - {""}
+    if missing := sorted(named - known):
+        raise ConfigError([f"{file}: cloud_provider: no [[providers]] is called {name}" for name in missing])
+    return policies
 
 
 def make_library(
@@ -109,6 +124,7 @@ def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitSta
     """By name, for the node `name`; what must be closed is entered on `stack`."""
     services: dict[str, Service] = {
         "cluster": Here(lambda: desk.journal().views(REPORTED)),
+        "cloud": Cloud(desk.fallback.complete_at),
         "memory": Memory(lambda: desk.journal().cases, desk.serving.embed, lambda: desk.journal().open_titles(WRITERS)),
         "batch": desk.batches,
         "selftest": Echo(name),

@@ -6,8 +6,8 @@
 
 Owns what each provider was used for today and which are left alone (`standby`). Refuses to send anywhere what the
 configuration keeps in the house: providers outside are asked only where `[inference] outside` allows it, one `at_home`
-always; workflows never come through here. Embeddings are not asked of others, for vectors of two models do not compare;
-neither is what only our engine can do (choices, biases of tokens, log probabilities, raw text).
+always; for workflows, only the one that a policy names. Embeddings are not asked of others, for vectors of two models
+do not compare; neither is what only our engine can do (choices, biases of tokens, log probabilities, raw text).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..ids import NodeId
 from ..integrations import huggingface, openai_compatible, workers_ai
 from ..integrations.openai_compatible import Dialect, OpenAICompatible, ProviderFailed, as_object
 from .answering import Answering, Item
+from .openai_body import ChatBody, chat_request, parse
 from .protocol import (
     TOOLS_MAX,
     ChatMessage,
@@ -136,6 +137,28 @@ class Fallback:
 
     async def classify(self, request: ClassifyRequest) -> tuple[Choice, Classified]:
         return await self._inner.classify(request)
+
+    async def complete_at(self, name: str, body: Mapping[str, Any]) -> Json:
+        """The answer of the provider `name` to an OpenAI chat `body`, as `Serving.complete` gives it.
+
+        Whatever `outside` says: that is about clients, and whoever names a provider allows it. Raises `NotFound` and
+        `Unavailable`.
+        """
+        provider = next((one for one in self._all if one.name == name), None)
+        if provider is None:
+            raise NotFound(f"there is no provider {name!r}", "none of [[providers]] has that name")
+        if (wait_s := provider.standby.wait_s(self._wall())) > 0:
+            raise Unavailable(f"{name} is left alone", f"for {wait_s:.0f} s", retry_after_s=wait_s)
+        text = ""
+        request = chat_request(parse(body, ChatBody))
+        try:
+            async with aclosing(self._asked(provider, request, NotFound("a policy names it"))) as items:
+                async for item in items:
+                    text += item.text if isinstance(item, Delta) else ""
+        except ProviderFailed as fault:
+            self._judge(provider, fault)
+            raise Unavailable(f"{name} did not answer", str(fault)) from None
+        return {"text": text, "model": provider.model, "node": name}
 
     def told(self) -> list[Json]:
         """Each provider, for /health."""

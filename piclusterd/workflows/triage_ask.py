@@ -64,8 +64,6 @@ class Asker:
             if verdict is not None and not is_unsure(verdict, policy):
                 break
             answered = self._answered(f"{again}{stage}", model, prefer, issue, evidence, results)
-            if isinstance(answered, Finish) and verdict is not None:
-                continue
             if isinstance(answered, Answered):
                 verdict = decide(evidence, answered)
             elif answered is not None:
@@ -77,8 +75,8 @@ class Asker:
         yield "classify", policy.model or self._model, ""
         if policy.larger_model:
             yield "classify-relay", policy.larger_model, "relay"
-        if policy.cloud_model:
-            yield "classify-cloud", policy.cloud_model, ""
+        if policy.cloud_provider:
+            yield "classify-cloud", policy.cloud_provider, ""
 
     def _answered(
         self, name: str, model: str, prefer: str, issue: Issue, evidence: Evidence, results: Results
@@ -88,8 +86,12 @@ class Asker:
         for attempt in range(ASKS_MAX):
             step = name if attempt == 0 else f"{name}-{attempt + 1}"
             if step not in results:
-                request = self._request(model, issue, evidence, name.endswith("-cloud"))
+                is_outside = name.endswith("-cloud")
+                request = self._request("" if is_outside else model, issue, evidence, is_outside)
                 request["temperature"] = SECOND_TEMPERATURE if attempt else 0.0
+                if is_outside:
+                    asked = {"provider": model, "request": request}
+                    return Call(step, "cloud", "complete", asked, "", optional=True)
                 return AskModel(step, request, prefer, optional=later)
             if FAILED in results[step]:
                 return None

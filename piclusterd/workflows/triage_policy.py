@@ -81,8 +81,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Asked first, on the node that has it; empty: inference.default_model."""
     larger_model: Model = ""
     """Asked where the first is not sure or says P0, on the droplet first; empty: none."""
-    cloud_model: Model = ""
-    """Asked where those two are not sure; empty: nothing leaves the house."""
+    cloud_provider: Model = ""
+    """One of `[[providers]]`, asked where those two are not sure; empty: nothing leaves the house."""
     escalate_below: Share = 0.5
     p0_confidence: Share = 0.5
     """P0 needs this confidence, a rule, or a word like outage; else it is P1."""

@@ -231,6 +231,21 @@ async def test_an_answer_that_breaks_off_is_a_fault_the_client_sees() -> None:
             await at.ask()
 
 
+async def test_a_workflow_is_answered_by_the_provider_that_its_owner_named_and_by_no_other() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}
+    async with rig(outside=False, requests_per_day=1) as at:
+        assert await at.fallback.complete_at("hf", body) == {"text": "P1 says HF", "model": HF_MODEL, "node": "hf"}
+        assert at.cf.requests == 0
+        with pytest.raises(NotFound, match="no provider 'other'"):
+            await at.fallback.complete_at("other", body)
+        at.hf.faults.append(Fault("internal"))
+        with pytest.raises(Unavailable, match="hf did not answer"):
+            await at.fallback.complete_at("hf", body)
+        await at.fallback.complete_at("cf", body)
+        with pytest.raises(Unavailable, match="left alone"):
+            await at.fallback.complete_at("cf", body)
+
+
 async def test_the_days_budget_is_kept() -> None:
     async with rig(requests_per_day=2) as at:
         assert [(await at.ask())[0] for _ in range(3)] == ["cf", "cf", "hf"]

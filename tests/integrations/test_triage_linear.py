@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from piclusterd.demo.linear_double import Fault, LinearDouble
 from piclusterd.demo.linear_workspace import PERSON
+from piclusterd.ids import RunId
 from piclusterd.integrations.outcome import CallFailed
+from piclusterd.wire import Hook
 from piclusterd.workflows.triage_comment import comment_id
 from piclusterd.workflows.triage_policy import Policy, Rule
-from piclusterd.workflows.workflow import AskModel, Finish
+from piclusterd.workflows.workflow import Finish
 
 from .triage_office import LABELS, Office, says
 
@@ -161,6 +163,54 @@ async def test_other_words_and_other_authors_are_not_heard(
     assert office.wanted(payload | {"action": "update"}) is None
 
 
+@pytest.mark.parametrize("word", ["undo", "apply"])
+async def test_a_command_about_an_issue_that_is_closed_or_goes_meanwhile_changes_nothing(
+    double: LinearDouble, office: Office, word: str
+) -> None:
+    await office.take(double.create_issue("Crash"))
+    await office.take(double.said("LIN-1", "@picluster undo")) if word == "apply" else None
+    before = len(double.effects)
+    double.edit("LIN-1", state="completed")
+    finish = await office.take(double.said("LIN-1", f"@picluster {word}"))
+    assert finish.detail == "the issue is completed"
+    double.edit("LIN-1", state="triage")
+    command = double.said("LIN-1", f"@picluster {word}")
+
+    def before_step(step: str) -> None:
+        if step == "update":
+            double.delete("LIN-1")
+
+    office.before = before_step
+    assert (await office.take(command)).detail == "the issue is gone"
+    assert len(double.effects) == before
+
+
+async def test_what_was_only_watched_cannot_be_applied(double: LinearDouble, office: Office) -> None:
+    double.create_issue("Crash")
+    await office.take(double.changed("LIN-1", priority=1))
+    finish = await office.take(double.said("LIN-1", "@picluster apply"))
+    assert finish.outcome == "ignored"
+
+
+async def test_a_comment_that_commands_nothing_ends_its_run(double: LinearDouble, office: Office) -> None:
+    double.create_issue("Crash")
+    commands, watch = office.workflows[1:]
+    for workflow in (commands, watch):
+        hook = Hook("linear", "k", "Comment", json.dumps(double.said("LIN-1", "hello")).encode())
+        finish = workflow.next(RunId("r"), hook, {})
+        assert isinstance(finish, Finish)
+        assert finish.outcome == "failed"
+
+
+async def test_a_change_that_says_nothing_teaches_nothing(double: LinearDouble) -> None:
+    office = Office(double)
+    double.create_issue("Crash", priority=2)
+    finish = await office.take(double.changed("LIN-1", priority=0))
+    assert finish.detail == "nothing to learn: it has neither priority nor type"
+    deaf = Office(double, Policy(labels=LABELS, encoder=""))
+    assert deaf.wanted(double.changed("LIN-1", priority=2)) is None
+
+
 async def test_only_those_the_policy_names_may_command(double: LinearDouble) -> None:
     office = Office(double, Policy(labels=LABELS, commanders=("bob@example.com",)))
     await office.take(double.create_issue("Crash"))
@@ -274,21 +324,27 @@ async def test_a_label_of_ours_that_is_taken_away_was_wrong(double: LinearDouble
 async def test_what_the_first_model_is_not_sure_of_the_droplet_and_then_the_cloud_are_asked(
     double: LinearDouble,
 ) -> None:
-    office = Office(double, Policy(labels=LABELS, larger_model="large", cloud_model="provider/huge"))
-
-    def model(ask: AskModel) -> Mapping[str, Any]:
-        if ask.name == "classify-cloud":
-            text = json.dumps({"type": "feature", "priority": "P2", "reason": "it asks for more"})
-            return {"text": text, "model": "provider/huge", "node": "cloud"}
-        return says(sure=0.45, spread=True)
-
-    office.model = model
+    office = Office(double, Policy(labels=LABELS, larger_model="large", cloud_provider="outside"))
+    office.model = lambda ask: says(sure=0.45, spread=True)
+    told = {"type": "feature", "priority": "P2", "reason": "it asks for more"}
+    office.cloud = lambda provider: {"text": json.dumps(told), "model": "huge", "node": provider}
     finish = await office.take(double.create_issue("Crash"))
     assert [(ask.name, ask.request["model"], ask.prefer) for ask in office.asked] == [
-        ("classify", "m", ""), ("classify-relay", "large", "relay"), ("classify-cloud", "provider/huge", ""),
+        ("classify", "m", ""), ("classify-relay", "large", "relay"),
     ]  # fmt: skip
-    assert "guided_choice" not in office.asked[2].request
+    (outside,) = office.asked_outside
+    assert (outside["provider"], "guided_choice" in outside["request"]) == ("outside", False)
+    assert outside["request"]["response_format"]["json_schema"]["schema"]["properties"]["priority"]
     assert finish.detail == "feature P2: it asks for more"
+
+
+async def test_where_the_cloud_cannot_be_had_or_says_nonsense_the_house_decides(double: LinearDouble) -> None:
+    office = Office(double, Policy(labels=LABELS, cloud_provider="outside", auto=0.4))
+    office.model = lambda ask: says(sure=0.45, spread=True)
+    for answer in ({"failed": "it is off"}, {"text": "Sure! Here is", "model": "huge", "node": "x"}):
+        office.cloud = lambda provider, answer=answer: answer  # type: ignore[misc]
+        finish = await office.take(double.create_issue("Crash"))
+        assert (finish.outcome, finish.detail.split(":")[0]) == ("done", "bug P1")
 
 
 async def test_p0_is_looked_at_by_the_larger_model_and_needs_confirmation(double: LinearDouble) -> None:

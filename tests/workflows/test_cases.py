@@ -111,6 +111,24 @@ def test_a_checkpoint_keeps_cases_and_lets_go_of_those_that_ended(monkeypatch: p
     assert pictures(journal.cases) == pictures(book.cases)
 
 
+def test_an_issue_that_is_told_again_makes_no_room_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CASES_BYTES_MAX", 100)
+    book = Book()
+    book.tell("i-0", title="x" * 200)
+    book.tell("i-0", title="y" * 200)
+    assert [fact.kind for fact in book.facts] == ["case", "case"]
+    book.cases.grow(Fact(LOG, 9, 1, "case.end", {"issue": "never"}, hlc=9))
+    assert [case.issue for case in book.cases] == ["i-0"]
+
+
+def test_titles_of_open_runs_are_told_by_workflow() -> None:
+    journal = Journal()
+    journal.grow([Fact(LOG, 1, 1, "hook", {"source": "linear", "key": "k", "event": "e", "body": b"{}",
+                                           "workflow": "triage", "title": "LIN-1 crash"}, hlc=1)])  # fmt: skip
+    assert journal.open_titles(("triage",)) == ["LIN-1 crash"]
+    assert journal.open_titles(("other",)) == []
+
+
 def test_similar_issues_are_those_of_the_team_by_the_same_encoder_rescaled() -> None:
     book = Book()
     texts = {"i-1": "the printer prints blank pages", "i-2": "login is slow", "i-3": "dark mode please"}

@@ -14,7 +14,9 @@ from piclusterd.inference.demo_model.prompt import SYSTEM_PROMPT, prompt_message
 from piclusterd.wire import Hook
 from piclusterd.workflows import triage_prompt
 from piclusterd.workflows.triage import Triage
-from piclusterd.workflows.workflow import AskModel, Call, Finish, Step, Workflow
+from piclusterd.workflows.triage_policy import Policies, Policy
+from piclusterd.workflows.triage_write import Wrote, wrote_before
+from piclusterd.workflows.workflow import TIMEOUT_SAYS, Approve, AskModel, Call, Finish, Step, Workflow
 
 RUN = ids.run_id("triage", "key")
 LABELS = ["Bug", "Feature", "Question", "Chore"]
@@ -409,3 +411,38 @@ def test_the_models_words_are_inert_in_the_comment(reason: str, shown: str) -> N
 
 def test_the_reason_is_cut() -> None:
     assert len(the_comment("x" * 3000).splitlines()[0]) == len("**bug · P1**: ") + triage_prompt.REASON_CHARS_MAX
+
+
+# waits, junk of the memory -------------------------------------------------------------------------------------------
+def quiet(results: Mapping[str, Any]) -> Step:
+    policies = Policies(Policy(labels=config.Triage().labels, quiet="22:00-07:00"), {})
+    triage = Triage(config.Triage(), "small", US, policies)
+    return triage.next(RUN, hook(created()), {**NOTHING, "context": context(), "classify": answer(), **results})
+
+
+def test_outside_of_quiet_hours_it_goes_on_and_in_them_a_person_may_say_no() -> None:
+    asked = quiet({})
+    assert isinstance(asked, Call)
+    assert (asked.operation, asked.arguments) == ("quiet", {"hours": "22:00-07:00", "timezone": "UTC"})
+    assert quiet({"quiet": {"wait_s": 0.0}}).name == "recheck"  # type: ignore[union-attr]
+    wait = quiet({"quiet": {"wait_s": 60.0}})
+    assert isinstance(wait, Approve)
+    assert wait.within_s == 60.0
+    for said in ({"approved": True, "by": "ann"}, {"approved": False, "by": TIMEOUT_SAYS}):
+        assert quiet({"quiet": {"wait_s": 60.0}, "quiet-wait": said}).name == "recheck"  # type: ignore[union-attr]
+    no = quiet({"quiet": {"wait_s": 60.0}, "quiet-wait": {"approved": False, "by": "ann"}})
+    assert no == Finish("ignored", "not written: ann said no in quiet hours")
+
+
+@pytest.mark.parametrize("memory", [{"failed": "off"}, {"near": 7}, {"near": [{"identifier": 3}]}, {"bins": [1]}])
+def test_a_memory_that_fails_or_says_nonsense_is_no_memory(memory: dict[str, Any]) -> None:
+    call = step({"similar": memory, "context": context(), "classify": answer(), "recheck": context()})
+    assert isinstance(call, Call)
+    assert call.name == "update"
+
+
+def test_a_team_that_learns_nothing_asks_no_memory() -> None:
+    policies = Policies(Policy(labels=config.Triage().labels, encoder=""), {})
+    ask = Triage(config.Triage(), "small", US, policies).next(RUN, hook(created()), {"context": context()})
+    assert isinstance(ask, AskModel)
+    assert wrote_before({"wrote": {"priority": "x"}}) == Wrote()
