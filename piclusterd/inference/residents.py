@@ -22,7 +22,8 @@ SWAP_BYTES_MAX = 256 * 1024 * 1024
 
 IDLE_CELLS, REREAD = 512, 256
 """Idle ends of at most `REREAD` tokens, which are quickly read again, may take so many cells together: attention looks
-at every cell in use, be it only to pass over it, and a busy model would carry those of all its last answers along."""
+at every cell in use, be it only to pass over it, and a busy model would carry those of all its last answers along.
+Where it does not pass over them but computes, as it does for small models, that goes for ends of any length."""
 
 
 @dataclass(slots=True)
@@ -36,11 +37,12 @@ class Seat:
 
 class Residents:
     """`seats` sequences of `context`, whose numbers start at 0. `reusable`: whether a sequence can be cut and shared
-    (plain full attention)."""
+    (plain full attention). `trim_all`: `trim` counts long idle ends as short."""
 
-    def __init__(self, context: Context, seats: int, reusable: bool) -> None:
+    def __init__(self, context: Context, seats: int, reusable: bool, trim_all: bool = False) -> None:
         self._context = context
         self._reusable = reusable
+        self._short = context.size if trim_all else REREAD
         self._seats = [Seat(number) for number in range(seats)]
         self._clock = 0
         self._swapped = 0
@@ -119,7 +121,9 @@ class Residents:
         seats = sorted((seat for seat in self._seats if seat.tokens), key=lambda seat: seat.tokens)
         alike = [0, *(common(one.tokens, other.tokens) for one, other in pairwise(seats)), 0]
         own = [len(seat.tokens) - max(alike[at : at + 2]) for at, seat in enumerate(seats)]
-        short = [(seat, cells) for seat, cells in zip(seats, own, strict=True) if not seat.taken and cells <= REREAD]
+        short = [
+            (seat, cells) for seat, cells in zip(seats, own, strict=True) if not seat.taken and cells <= self._short
+        ]
         kept = 0
         for seat, cells in sorted(short, key=lambda each: -each[0].used):
             kept += cells

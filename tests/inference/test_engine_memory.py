@@ -10,7 +10,7 @@ import pytest
 from piclusterd.inference.engine import Engine
 from piclusterd.inference.llama import Context, Weights
 from piclusterd.inference.protocol import Delta, Done, GenerateRequest, Load
-from piclusterd.inference.residents import IDLE_CELLS, common, distinct
+from piclusterd.inference.residents import IDLE_CELLS, REREAD, Residents, common, distinct
 
 from .rig import DEMO
 
@@ -110,21 +110,32 @@ def test_when_memory_is_full_the_youngest_waits_with_its_state_and_goes_on() -> 
         engine.close()
 
 
-def test_short_ends_of_past_answers_go_and_what_is_long_or_shared_stays() -> None:
+def test_idle_ends_beyond_the_latest_go_and_what_is_shared_stays() -> None:
     engine = engine_of(8192, 16)
-    long, shared = prompt_of(engine, 600), prompt_of(engine, 300, " shared")
-    engine.submit(0, GenerateRequest(prompt=long, max_tokens=1))
+    shared = prompt_of(engine, 300, " shared")
+    engine.submit(0, GenerateRequest(prompt=prompt_of(engine, 600), max_tokens=1))
     drained(engine)
     for number in range(20):
         engine.submit(1, GenerateRequest(prompt=f"{shared} {number} " + "x" * 60, max_tokens=1))
         drained(engine)
-    idle = distinct(seat.tokens for seat in engine._residents._seats)
-    assert 600 < idle < 600 + 300 + IDLE_CELLS + 2 * 90
-    for text in (long, shared):
-        engine.submit(2, GenerateRequest(prompt=text, max_tokens=1))
-        done = drained(engine)[1][2]
-        assert done.cached_tokens >= done.prompt_tokens - 2
+    assert distinct(seat.tokens for seat in engine._residents._seats) < IDLE_CELLS + 300 + 90
+    engine.submit(2, GenerateRequest(prompt=shared, max_tokens=1))
+    done = drained(engine)[1][2]
+    assert done.cached_tokens >= done.prompt_tokens - 2
     engine.close()
+
+
+def test_long_idle_ends_stay_where_attention_passes_over_them() -> None:
+    weights = Weights(str(DEMO))
+    context = Context(weights, 2048, 8, 1, 1)
+    residents = Residents(context, 8, True)
+    for number, length in enumerate((REREAD + 1, REREAD, REREAD, REREAD)):
+        residents._seats[number].tokens = [number] * length
+    residents.trim()
+    assert [len(seat.tokens) for seat in residents._seats[:4]].count(0) == 1
+    assert len(residents._seats[0].tokens) == REREAD + 1
+    context.close()
+    weights.close()
 
 
 def test_a_saved_state_gives_the_same_logits_to_the_bit() -> None:
