@@ -39,8 +39,8 @@ WORDS_OF = {"triage-demo": (130, 16)}
 """Of the prefix and of an issue: in the demo model's tokenizer a word is some three tokens."""
 WORDS_ELSE = (390, 50)
 ROUNDS, ROUNDS_QUICK = 5, 2
-REQUESTS_A_CLIENT, REQUESTS_A_CLIENT_QUICK = 8, 3
-JUDGED, JUDGED_QUICK = 1000, 200
+REQUESTS_A_CLIENT, REQUESTS_A_CLIENT_QUICK = 8, 2
+JUDGED, JUDGED_QUICK = 1000, 100
 CLIENTS = (1, 8)
 SCHEMA_RATIO, CHOICE_RATIO = 1.3, 2.0
 CONTEXT = 16_384
