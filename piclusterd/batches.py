@@ -35,6 +35,8 @@ from .shelf import Gone, Record, Shelf
 from .views import RunView
 from .web import batch_lines as lines
 from .web.admin import JobWish
+from .web.files import KEEP_S_MAX as KEEP_S
+from .web.files import BatchBody
 from .web.keys import caller, visible
 from .wire import Hook
 from .workflows import batch
@@ -57,8 +59,6 @@ RETRY_S = 5.0
 OPEN_MAX = 32
 """Batches that are not over; the coordinator works on a few, the oldest first (`workflows.run.BATCHES_MAX`)."""
 WINDOW_S = 24 * 3600
-KEEP_S = 30 * 86400
-"""How long files and batches are kept."""
 BLOCK_BYTES = 256 * 1024
 PURPOSE, PART = "batch-object", "batch-part"
 
@@ -82,8 +82,9 @@ class Batches:
         self._droplet = droplet_places()
 
     # for clients -------------------------------------------------------------------------------------------------
-    async def create(self, endpoint: str, file_id: str, metadata: Mapping[str, str], window: str) -> Json:
+    async def create(self, wanted: BatchBody) -> Json:
         """A batch, on several disks. Raises `UserError` for a file that is none, `Unavailable`."""
+        endpoint, file_id = wanted.endpoint, wanted.input_file_id
         file = await self._shelf.find(file_id, everywhere=True)
         path = await self._shelf.open(owned(file))
         total, models = await asyncio.to_thread(check_file, path, endpoint)
@@ -93,11 +94,12 @@ class Batches:
             raise Overloaded(f"{len(running)} batches are under way", f"At most {OPEN_MAX} are.", retry_after_s=60)
         now = int(self._wall())
         wish = Wish(
-            f"batch_{secrets.token_hex(12)}", endpoint, file_id, total, now, now + WINDOW_S, owner_name()
+            f"batch_{secrets.token_hex(12)}", endpoint, file_id, total, now, now + WINDOW_S, owner_name(),
+            wanted.output_expires_after.seconds if wanted.output_expires_after else KEEP_S,
         )  # fmt: skip
         record = Record(
             id=wish.id, purpose=PURPOSE, created_at=now, expires_at=now + KEEP_S, owner=wish.owner,
-            told={"wish": msgspec.to_builtins(wish), "metadata": dict(metadata), "window": window},
+            told={"wish": msgspec.to_builtins(wish), "metadata": wanted.metadata, "window": wanted.completion_window},
         )  # fmt: skip
         await self._shelf.keep(record)
         try:
@@ -290,8 +292,8 @@ class Batches:
         if not size:
             return None
         record = Record(
-            id=f"file-{wish.id}-{kind}", purpose="batch_output", created_at=now, expires_at=now + KEEP_S, sha256=sha256,
-            bytes=size, filename=f"{wish.id}_{kind}.jsonl", owner=wish.owner,
+            id=f"file-{wish.id}-{kind}", purpose="batch_output", created_at=now, expires_at=now + wish.keep_s,
+            sha256=sha256, bytes=size, filename=f"{wish.id}_{kind}.jsonl", owner=wish.owner,
         )  # fmt: skip
         await self._shelf.keep(record)
         return record.id

@@ -1,6 +1,6 @@
 """Files of clients (`/v1/files`), as OpenAI's API words them, on the shelf.
 
-POST ─▶ bytes to this disk ─▶ every line looked at ─▶ record on several nodes ─▶ {"id", "object": "file", …}
+POST ─▶ bytes to this disk ─▶ all lines looked at ─▶ record on several nodes ─▶ {"id", "object": "file", …}
 
 A file for a batch is refused here, by its line, rather than hours later.
 """
@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from .batches import KEEP_S, check_file, is_ours, owned, owner_name
+from .batches import check_file, is_ours, owned, owner_name
 from .errors import UserError
 from .shelf import Record, Shelf
+from .web.files import KEEP_S_MAX as KEEP_S
 
 PURPOSES = ("batch", "batch_output", "user_data")
 """Of files that clients see; the first and the last they may make."""
@@ -29,20 +30,24 @@ class Uploads:
     def __init__(self, shelf: Shelf, wall: Callable[[], float] = time.time) -> None:
         self._shelf, self._wall = shelf, wall
 
-    async def add(self, chunks: AsyncIterator[bytes], filename: str, purpose: str) -> Json:
-        """Raises `UserError` (purpose, size, a line), `Unavailable` (no room, too few others take it)."""
-        if purpose not in (PURPOSES[0], PURPOSES[2]):
-            raise UserError(f"purpose {purpose[:64]!r} is not supported", "Files are for batches.", param="purpose")
-        sha256, size = await self._shelf.receive(chunks)
-        if purpose == PURPOSES[0]:
-            try:
+    async def receive(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        """Raises `UserError` (size), `Unavailable` (no room)."""
+        return await self._shelf.receive(chunks)
+
+    async def add(self, received: tuple[str, int], filename: str, purpose: str, keep_s: int = KEEP_S) -> Json:
+        """Raises `UserError` (purpose, a line), `Unavailable` (too few others take it)."""
+        sha256, size = received
+        try:
+            if purpose not in (PURPOSES[0], PURPOSES[2]):
+                raise UserError(f"purpose {purpose[:64]!r} is not supported", "Files are for batches.", param="purpose")
+            if purpose == PURPOSES[0]:
                 await asyncio.to_thread(check_file, self._shelf.path(sha256))
-            except UserError:
-                await self._shelf.discard(sha256)
-                raise
+        except UserError:
+            await self._shelf.discard(sha256)
+            raise
         now = int(self._wall())
         record = Record(
-            id=f"file-{secrets.token_hex(12)}", purpose=purpose, created_at=now, expires_at=now + KEEP_S, sha256=sha256,
+            id=f"file-{secrets.token_hex(12)}", purpose=purpose, created_at=now, expires_at=now + keep_s, sha256=sha256,
             bytes=size, filename=filename[:NAME_CHARS_MAX], owner=owner_name(),
         )  # fmt: skip
         await self._shelf.keep(record)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -156,9 +157,45 @@ async def test_a_file_is_uploaded_listed_read_and_deleted(tmp_path: Path) -> Non
         assert (await at.client.files.delete(made.id)).deleted
         with pytest.raises(openai.NotFoundError):
             await at.client.files.retrieve(made.id)
+        for after in ({"file": b"f", "purpose": "user_data"}, {"purpose": "user_data", "file": b"p"}):
+            form = aiohttp.FormData()  # in either order
+            for name, text in after.items():
+                form.add_field(name, text, filename="x" if name == "file" else None)
+            async with at.api.http.post(f"{at.url}/v1/files", data=form) as answer:
+                assert (answer.status, (await answer.json())["bytes"]) == (200, 1)
+        for gone, why in (("purpose", "file"), ("file", "purpose")):
+            form = aiohttp.FormData()
+            form.add_field(why, "user_data", content_type="text/plain")
+            async with at.api.http.post(f"{at.url}/v1/files", data=form) as answer:
+                assert (answer.status, (await answer.json())["error"]["param"]) == (400, gone)
         for bad in ({"purpose": "fine-tune"}, {"purpose": "vision"}):
             with pytest.raises(openai.BadRequestError, match="purpose"):
                 await at.client.files.create(file=("x", b"x"), **bad)  # type: ignore[arg-type]
+
+
+async def test_files_are_kept_as_long_as_their_client_says(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        line = json.dumps(chat(1)).encode()
+        made = await at.client.files.create(
+            file=("x", line), purpose="batch", expires_after={"anchor": "created_at", "seconds": 7200}
+        )
+        assert made.expires_at == NOW + 7200
+        begun = await at.client.batches.create(
+            input_file_id=made.id, endpoint="/v1/chat/completions", completion_window="24h",
+            output_expires_after={"anchor": "created_at", "seconds": 3600},
+        )  # fmt: skip
+        await at.ledger.walk(at.service, begun.id)
+        ended = await at.client.batches.retrieve(begun.id)
+        assert ended.output_file_id is not None
+        assert (await at.client.files.retrieve(ended.output_file_id)).expires_at == NOW + 3600
+        for seconds in (5, 10**9):
+            with pytest.raises(openai.BadRequestError, match="expires_after"):
+                await at.client.files.create(
+                    file=("x", line), purpose="batch", expires_after={"anchor": "created_at", "seconds": seconds}
+                )
+        at.wall[0] += 3600
+        with pytest.raises(openai.NotFoundError):
+            await at.client.files.content(ended.output_file_id)
 
 
 async def test_a_batch_is_answered_line_by_line_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,6 +410,35 @@ async def test_a_batch_past_its_window_says_so_of_each_line_it_left(
     assert {line["error"]["code"] for line in left} == {"batch_expired"}
     assert ended.request_counts is not None
     assert ended.request_counts.failed == 3
+
+
+async def test_what_no_result_tells_of_is_answered_again_and_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "STEP_LINES_MAX", 3)
+    asked: list[str] = []
+    async with bench(tmp_path) as at:
+        generate = at.api.serving.generate
+
+        async def heard(request: GenerateRequest, prefer: str = "") -> Any:
+            asked.append(request.messages[0].content)
+            async for item in generate(request):
+                yield item
+
+        monkeypatch.setattr(at.api.serving, "generate", heard)
+        id = await at.begin(*(chat(number) for number in range(9)))
+        await at.ledger.step(at.service, id)
+        run = at.ledger.journal.runs[run_id("batch", id)]
+        assert run.hook is not None
+        step = Batch().next(run.run, run.hook, run.values())
+        assert isinstance(step, Call)
+        await at.service.perform(step.operation, step.arguments, step.key)  # and the coordinator falls
+        assert await at.ledger.walk(at.service, id) == ["lines-3", "lines-6", "finish", "done"]
+        ended = await at.client.batches.retrieve(id)
+        answers = await at.content(ended.output_file_id)
+    assert [line["custom_id"] for line in answers] == [f"line-{number}" for number in range(9)]
+    twice = [f"Title: {number}" for number in range(3, 6)]
+    assert sorted(asked) == sorted([f"Title: {number}" for number in range(9)] + twice), "what is recorded is not asked"
 
 
 async def test_finishing_again_changes_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """OpenAI's files and batches: the doors. What is behind them is the daemon's (`uploads`, `batches`).
 
-    POST /v1/files (multipart: purpose, file)   GET /v1/files[?purpose=]   GET, DELETE /v1/files/{id}   GET …/content
-    POST /v1/batches {input_file_id, endpoint, completion_window, metadata}   GET /v1/batches[/{id}]   POST …/cancel
+    POST /v1/files (multipart: purpose, file, expires_after)   GET /v1/files[?purpose=]
+    GET, DELETE /v1/files/{id}   GET …/content
+    POST /v1/batches {input_file_id, endpoint, completion_window, metadata, output_expires_after}
+    GET /v1/batches[/{id}]   POST …/cancel
 
 An upload is streamed to the disk: it is never in memory as a whole, and has a limit of its own.
 """
@@ -21,15 +23,22 @@ from ..inference.openai_body import parse
 from .batch_lines import Endpoint
 
 PART_BYTES = 64 * 1024
-PURPOSE_BYTES_MAX = 64
+FIELD_BYTES_MAX = 64
+"""Of a field of the form beside the file."""
+FIELDS_MAX = 8
 LISTED_MAX = 100
 METADATA_MAX = 16
 
 Json = dict[str, Any]
+Received = tuple[str, int]
+"""What is on this disk without a name: its SHA-256, and its bytes."""
+KEEP_S_MIN, KEEP_S_MAX = 3600, 30 * 86400
+"""How long a file is kept, as its client may say; the most where nothing is said."""
 
 
 class Files(Protocol):
-    async def add(self, chunks: AsyncIterator[bytes], filename: str, purpose: str) -> Json: ...
+    async def receive(self, chunks: AsyncIterator[bytes]) -> Received: ...
+    async def add(self, received: Received, filename: str, purpose: str, keep_s: int) -> Json: ...
     async def all(self, purpose: str) -> list[Json]: ...
     async def show(self, id: str) -> Json: ...
     async def content(self, id: str) -> Path: ...
@@ -37,7 +46,7 @@ class Files(Protocol):
 
 
 class Batches(Protocol):
-    async def create(self, endpoint: str, file_id: str, metadata: Mapping[str, str], window: str) -> Json: ...
+    async def create(self, wanted: BatchBody) -> Json: ...
     async def show(self, id: str) -> Json: ...
     async def all(self) -> list[Json]: ...
     async def cancel(self, id: str) -> Json: ...
@@ -47,11 +56,17 @@ MetaKey = Annotated[str, Meta(max_length=64)]
 MetaText = Annotated[str, Meta(max_length=512)]
 
 
+class ExpiresAfter(msgspec.Struct):
+    seconds: Annotated[int, Meta(ge=KEEP_S_MIN, le=KEEP_S_MAX)]
+    anchor: Literal["created_at"] = "created_at"
+
+
 class BatchBody(msgspec.Struct):
     input_file_id: Annotated[str, Meta(min_length=1, max_length=128)]
     endpoint: Endpoint
     completion_window: Literal["24h"] = "24h"
     metadata: Annotated[dict[MetaKey, MetaText], Meta(max_length=METADATA_MAX)] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 def routes(files: Files, batches: Batches) -> list[web.RouteDef]:
@@ -78,20 +93,24 @@ class _Doors:
             raise UserError(
                 "a file is sent as multipart/form-data", "With the fields `purpose` and `file`.", param="file"
             )
-        purpose = ""
+        fields: dict[str, str] = {}
+        received: Received | None = None
         try:
             async for part in await request.multipart():
-                if not isinstance(part, BodyPartReader):
-                    continue
-                if part.name == "purpose":
-                    purpose = (await part.read_chunk(PURPOSE_BYTES_MAX)).decode("utf-8", "replace")
-                elif part.name == "file":
-                    if not purpose:
-                        raise UserError("`purpose` is missing", "It stands before the file.", param="purpose")
-                    return web.json_response(await self._files.add(_parts(part), part.filename or "", purpose))
+                if not isinstance(part, BodyPartReader) or part.name is None or len(fields) > FIELDS_MAX:
+                    raise ValueError("it has parts that are no fields, or too many")
+                if part.name != "file":
+                    fields[part.name] = (await part.read_chunk(FIELD_BYTES_MAX)).decode("utf-8", "replace")
+                elif received is None:
+                    received, fields["file"] = await self._files.receive(_parts(part)), part.filename or ""
         except ValueError as fault:
             raise UserError("the form cannot be read", f"{fault}.", param="file") from None
-        raise UserError("`file` is missing", param="file")
+        for needed in ("file", "purpose"):
+            if needed not in fields:
+                raise UserError(f"`{needed}` is missing", param=needed)
+        assert received is not None
+        added = await self._files.add(received, fields["file"], fields["purpose"], _keep_s(fields))
+        return web.json_response(added)
 
     async def files(self, request: web.Request) -> web.Response:
         return _list(request, await self._files.all(request.query.get("purpose", "")))
@@ -109,10 +128,7 @@ class _Doors:
 
     async def create(self, request: web.Request) -> web.Response:
         body = parse(await request.read(), BatchBody)
-        made = await self._batches.create(
-            body.endpoint, body.input_file_id, body.metadata or {}, body.completion_window
-        )  # fmt: skip
-        return web.json_response(made)
+        return web.json_response(await self._batches.create(body))
 
     async def batches(self, request: web.Request) -> web.Response:
         return _list(request, await self._batches.all())
@@ -122,6 +138,17 @@ class _Doors:
 
     async def cancel(self, request: web.Request) -> web.Response:
         return web.json_response(await self._batches.cancel(request.match_info["id"]))
+
+
+def _keep_s(fields: Mapping[str, str]) -> int:
+    """How long the file is to be kept, seconds."""
+    said = fields.get("expires_after[seconds]")
+    if said is None:
+        return KEEP_S_MAX
+    if not said.isdecimal() or not KEEP_S_MIN <= int(said) <= KEEP_S_MAX:
+        why = f"It is {KEEP_S_MIN} to {KEEP_S_MAX}."
+        raise UserError("`expires_after.seconds` is not valid", why, param="expires_after.seconds")
+    return int(said)
 
 
 async def _parts(part: BodyPartReader) -> AsyncGenerator[bytes, None]:

@@ -35,6 +35,8 @@ class Wish(msgspec.Struct, frozen=True):
     created_at: int
     expires_at: int
     owner: str = ""
+    keep_s: int = 30 * 86400
+    """How long its output is kept."""
 
 
 @dataclass(frozen=True, slots=True)
