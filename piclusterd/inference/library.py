@@ -98,7 +98,10 @@ class Library:
         self._pool, self._settings, self._on_change = pool, settings, on_change
         self._hub_url, self._token = settings.hub_url or hub_url or HUB_URL, token
         self._rng = rng or random.Random()
-        self._pulls: dict[str, _Pull] = {}
+        self._pulls: dict[tuple[str, str], _Pull] = {}
+        """By what was asked for, and the name it is to get."""
+        self._files: dict[str, asyncio.Lock] = {}
+        """By digest: two pulls of one file under two names write to one partial, one after the other."""
         self._order = asyncio.Lock()  # of what changes the store's names
         self._abouts: dict[str, dict[str, Any]] = {}
         self.lan: Lan | None = None
@@ -170,11 +173,11 @@ class Library:
 
         `what`: a name of the catalogue, or a reference to the hub. Raises what stopped it.
         """
-        pull = self._pulls.get(what)
+        pull = self._pulls.get((what, name))
         if pull is None:
-            pull = self._pulls[what] = _Pull()
+            pull = self._pulls[what, name] = _Pull()
             pull.task = asyncio.create_task(self._pull(pull, what, name), name=f"pull {what}")
-            pull.task.add_done_callback(lambda _: self._pull_ended(what))
+            pull.task.add_done_callback(lambda _: self._pull_ended((what, name)))
         assert pull.task is not None
         pull.watchers += 1
         try:
@@ -192,8 +195,8 @@ class Library:
                 pull.task.cancel()
                 await asyncio.gather(pull.task, return_exceptions=True)
 
-    def _pull_ended(self, what: str) -> None:
-        pull = self._pulls.pop(what)
+    def _pull_ended(self, key: tuple[str, str]) -> None:
+        pull = self._pulls.pop(key)
         pull.changed.set()
         if pull.task is not None and not pull.task.cancelled():
             pull.task.exception()  # its watchers raise it; without one, nobody is to be told
@@ -208,8 +211,7 @@ class Library:
                 file = await hub.find(reference)
             except Unavailable as fault:
                 return await self._pull_from_peers(pull, known.name if known else what, name, fault)
-            if not self.store.has(file.sha256):
-                await self._get(hub, file, pull)
+            await self._get(hub, file, pull)
         given = name or (known.name if known is not None else _name_of(file))
         return await self._put(given, file.sha256, file.size, f"hf:{file.repo}/{file.file}", file.commit)
 
@@ -219,8 +221,7 @@ class Library:
         if found is None:
             raise fault
         file = HubFile("", found.revision, found.name, found.sha256, found.size)
-        if not self.store.has(file.sha256):
-            await self._get(None, file, pull, fault)
+        await self._get(None, file, pull, fault)
         return await self._put(name or found.name, found.sha256, found.size, found.source, found.revision)
 
     async def _get(self, hub: Hub | None, file: HubFile, pull: _Pull, fault: PiclusterError | None = None) -> None:
@@ -231,15 +232,18 @@ class Library:
             if self.lan is not None and status == "downloading":
                 self.lan.downloaded(file.sha256, completed)
 
-        try:
-            if self.lan is not None and await self.lan.fetch(file, report):
+        async with self._files.setdefault(file.sha256, asyncio.Lock()):
+            if self.store.has(file.sha256):
                 return
-            if hub is None:
-                raise fault or Unavailable("nobody has it")
-            await fetch(self.store, file, lambda offset: hub.read(file, offset), report, self._rng)
-        finally:
-            if self.lan is not None:
-                self.lan.over(file.sha256)
+            try:
+                if self.lan is not None and await self.lan.fetch(file, report):
+                    return
+                if hub is None:
+                    raise fault or Unavailable("nobody has it")
+                await fetch(self.store, file, lambda offset: hub.read(file, offset), report, self._rng)
+            finally:
+                if self.lan is not None:
+                    self.lan.over(file.sha256)
 
     async def _put(self, name: str, sha256: str, size: int, source: str, revision: str = "") -> Manifest:
         async with self._order:

@@ -122,10 +122,15 @@ class Loads:
         task = self._loading.get(name)
         if task is None:
             task = self._loading[name] = asyncio.create_task(self._load(name), name=f"load {name}")
-            task.add_done_callback(lambda _: self._loading.pop(name, None))
+            task.add_done_callback(lambda task: self._ended(name, task))
         await asyncio.shield(task)
         if keep_alive_s is not None and name in self._loaded:
             self._loaded[name].keep_alive_s = keep_alive_s
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._loading.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # those who wait are told; if all have left, nobody is to be
 
     async def _load(self, name: str) -> None:
         async with self._turn:
@@ -187,7 +192,8 @@ class Loads:
             if served is not None:
                 kept = self._shelf.pinned(name) or loaded.keep_alive_s == FOREVER_S
                 busy = served.state == "loading" or bool(served.busy or served.queued or self._waiting.get(name))
-                found.append(Resident(name, loaded.bytes, served.used_at, busy, kept))
+                taken = 0 if served.state == "failed" else loaded.bytes
+                found.append(Resident(name, taken, served.used_at, busy, kept))
         return found
 
     def expires_s(self, name: str) -> float:

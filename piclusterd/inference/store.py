@@ -191,8 +191,11 @@ class Store:
         )  # fmt: skip
 
     def stamp(self, sha256: str) -> Stamp:
-        """How the blob looks now: the same again later means that nobody wrote to it in between."""
-        return stamp_of(self.blob(sha256))
+        """How the blob looks now: the same again later means that nobody wrote to it in between. Zeros: it is gone."""
+        try:
+            return stamp_of(self.blob(sha256))
+        except FileNotFoundError:
+            return Stamp(0, 0, 0, 0)
 
     def take_file(self, path: Path, hard_link: bool = False) -> tuple[str, int]:
         """A file of this machine as a blob: its digest and size. Raises `UserError` or `NoSpace`.

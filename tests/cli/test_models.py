@@ -156,7 +156,7 @@ async def test_a_pull_that_is_stopped_by_hand_goes_on_where_it_was(home: Home) -
     async with asyncio.timeout(30):
         while b"downloading" not in await child.stdout.readline():
             pass
-        running = home.library._pulls[REPO].task
+        running = home.library._pulls[REPO, ""].task
         assert running is not None
         child.send_signal(signal.SIGINT)
         assert await child.wait() == 130

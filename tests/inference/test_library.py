@@ -125,9 +125,11 @@ async def test_who_leaves_stops_a_pull_that_nobody_else_watches(tmp_path: Path) 
 
 async def test_two_who_ask_for_one_model_fetch_it_once(tmp_path: Path) -> None:
     async with hub_with_cdn() as (hub, _), library_of(tmp_path, hub.url) as library:
-        ends = await asyncio.gather(pulled(library, REPO), pulled(library, REPO))
-        assert [steps[-1].status for steps in ends] == ["done", "done"]
+        asked = (pulled(library, REPO), pulled(library, REPO), pulled(library, f"{REPO}:Q4_K_M", "mine"))
+        ends = await asyncio.gather(*asked)
+        assert [steps[-1].status for steps in ends] == ["done", "done", "done"]
         assert hub.served_bytes == len(BODY)
+        assert [entry.model.name for entry in library.list()] == [NAME, "mine"]
 
 
 async def test_no_room_on_the_disk_is_told_before_a_byte_is_fetched(tmp_path: Path) -> None:
