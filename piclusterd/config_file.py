@@ -29,6 +29,7 @@ from cronsim import CronSim, CronSimError
 
 from .config import Config
 from .config_keys import LISTS, MODELS, PROVIDERS, SCHEDULE, Key, sections
+from .config_rules import flow_faults
 from .errors import ConfigError
 
 LISTED_FILES = ((SCHEDULE, "post_url_file"), (PROVIDERS, "key_file"))  # keys of tables that name a secret's file
@@ -302,7 +303,8 @@ def _cross_check(sheet: _Sheet, config: Config) -> None:
         sheet.fault(("api", "port"), f"{config.api.port} is also peers.port: the two listeners need a port each")
     if config.github.token_file and not config.github.hook:
         sheet.fault(("github", "token_file"), "needs github.hook: the webhook that the token is for")
-    _check_flows(sheet, config)
+    for where, why in flow_faults(config):
+        sheet.fault(where, why)
     _check_endpoints(sheet, config)
     _check_model_names(sheet, config)
     _check_schedule(sheet, config)
@@ -316,23 +318,6 @@ def _check_providers(sheet: _Sheet, config: Config) -> None:
             sheet.fault((PROVIDERS, str(number), need[0]), f"must be given for {one.kind} (a URL ends in /v1)")
         if one.name in [other.name for other in config.providers[:number]]:
             sheet.fault((PROVIDERS, str(number), "name"), f'"{one.name}" is another provider\'s')
-
-
-def _check_flows(sheet: _Sheet, config: Config) -> None:
-    """What each workflow cannot do without."""
-    needs = {
-        "spec": (config.spec.mode, "notion.token_file", "spec.data_source", "linear.token_file"),
-        "moderation": (config.moderation.mode if config.moderation.delete != "never" else "off", "linear.token_file"),
-    }
-    for section, (mode, *keys) in needs.items():
-        for key in keys if mode != "off" else ():
-            part, _, name = key.partition(".")
-            if not getattr(getattr(config, part), name):
-                sheet.fault((section, "mode"), f"needs {key}, which is empty")
-    if config.moderation.clean_below > config.moderation.flagged_from:
-        sheet.fault(("moderation", "clean_below"), "is above flagged_from: every comment would be both")
-    if config.notify.linear_team and not config.linear.token_file:
-        sheet.fault(("notify", "linear_team"), "needs linear.token_file, which is empty")
 
 
 def _check_readable(sheet: _Sheet, where: Where, file: str) -> None:

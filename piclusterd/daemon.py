@@ -50,8 +50,7 @@ from .ledger.pruning import Retention
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .node import Node, Setup
-from .notices import Crier
-from .services import make_agenda, make_library, make_patience, make_services, make_workflows, tell_clock
+from .services import make_agenda, make_crier, make_library, make_patience, make_services, make_workflows, tell_clock
 from .upkeep import (
     VOTES,
     calm_collector,
@@ -135,16 +134,14 @@ class Daemon:
             config, me, self.mailbox, self.links, self.pool, self.bus, self._secret, self.rng, self._default_model(),
             self.library, lambda: self.node.journal,
         )  # fmt: skip
+        self.desk.upgrades.changed = self.facts_moved.set
         self.hands = Hands(
             self.mailbox, self.links, self.ledger, self.desk.serving,
             make_services(config, me.name, self._secret, self._stack, self.desk),
             self._votes_dir(), self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
-        self.crier = Crier(
-            config.notify, me.name, self.desk.take_hook, lambda: self.node.journal, lambda: self.node.replicate.active
-        )
-        self._stack.push_async_callback(self.crier.close)
+        self.crier = make_crier(config, me.name, self.desk.take_hook, lambda: self.node, self._stack)
         self.node = await self._make_node(hard or HardState(), no_votes)
         self.links.deny({*self.node.removals.denied, *await asyncio.to_thread(denylist.load, me.directory)})
         await self._open_doors()
@@ -301,7 +298,7 @@ class Daemon:
     async def _tell_facts(self) -> None:
         """Say what this node is, when it changed and every few seconds."""
         while True:
-            flags = run_flags(self.node, self.clock())
+            flags = (*run_flags(self.node, self.clock()), *self.desk.upgrades.flags)
             await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts, flags)))
             try:
                 async with asyncio.timeout(FACTS_EVERY_S):

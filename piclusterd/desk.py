@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -26,7 +25,6 @@ from .batches import Batches
 from .cluster import renewal, succession
 from .cluster.identity import Identity
 from .cluster.links import Links
-from .cluster.tokens import Tokens
 from .config import Config
 from .errors import PiclusterError, Unavailable, UserError
 from .events import (
@@ -54,9 +52,12 @@ from .jobs import CHANGE_RUN, Jobs
 from .ledger.replicate import copies_needed
 from .lessons import Lessons
 from .mailbox import Mailbox
+from .settling import Settling
 from .shelf import NAMES as SHELF
 from .shelf import Company, Shelf
 from .stock import MODELS, Stock
+from .token_desk import TokenDesk
+from .upgrade_desk import Upgrades
 from .uploads import Uploads
 from .views import View
 from .web import admin, files, models, moderations, ollama, openai, triage, why
@@ -124,6 +125,7 @@ class Desk:
         self._bus = bus
         self._rng = rng
         self._hub: HubClient | None = None
+        self._settling = Settling()
         self.renewal = renewal.Renewal(links, self._members)
         self.meters = Meters()
         self.meters.relayed_links.set_function(lambda: links.relaying[0])
@@ -146,6 +148,10 @@ class Desk:
         }
         library.lan = Lan(me.node, library.store, links.request, lambda: _names(links), rng)
         self._lan = library.lan
+        self.upgrades = Upgrades(
+            me.node, config, self.view, self._errand, self._move_leadership_here, pool.facts, self.take_hook
+        )
+        self._errands |= self.upgrades.errands
         self.stock = Stock(me.node, library, links.request, self.view, config.store.client_pulls)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
@@ -155,6 +161,7 @@ class Desk:
 
     def doors(self, ledger_fault: Callable[[], str]) -> Doors:
         """What the client listener is made of."""
+        tokens = TokenDesk(self._me, lambda: self.addresses)
         answering = Metered(Marked(self.fallback))
         return Doors(
             name=self._me.name,
@@ -163,15 +170,17 @@ class Desk:
             take_hook=self.take_hook,
             bus=self._bus,
             admin=admin.AdminDoors(
-                self._create_token,
-                self._list_tokens,
-                self._revoke_token,
+                tokens.create,
+                tokens.list,
+                tokens.revoke,
                 self._change_voters,
                 self._move_leadership,
                 self._remove_node,
                 self.renewal.rotate,
                 self._jobs.show,
                 self._jobs.change,
+                self.upgrades.look,
+                self.upgrades.begin_run,
             ),
             meters=self.meters,
             edge=self._edge,
@@ -206,8 +215,11 @@ class Desk:
         return taken
 
     async def _who(self, asked: WhoServes) -> Choice:
-        choice: Choice = await self._mailbox.ask(lambda ticket: replace(asked, ticket=ticket), ANSWER_S)
-        return choice
+        async def ask() -> Choice:
+            choice: Choice = await self._mailbox.ask(lambda ticket: replace(asked, ticket=ticket), ANSWER_S)
+            return choice
+
+        return await (ask() if asked.exclude else self._settling.ask(ask))
 
     async def _company(self) -> Company:
         """The others that hold files and are within reach, and how many are to hold one."""
@@ -221,10 +233,7 @@ class Desk:
         return Counter(model.name for one in alive for model in one.facts.models)
 
     async def _list_models(self) -> list[dict[str, Any]]:
-        view = await self.view()
-        alive = [member for member in view.members if member.state == "alive"]
-        there = {model.name for member in alive for model in member.facts.models}
-        return [{"id": name} for name in sorted(filter(visible, there))]
+        return [{"id": name} for name in sorted(filter(visible, await self._served()))]
 
     async def _cards(self) -> list[Card]:
         return [await self.stock.card(card) for card in ollama.cards(await self.view()) if visible(card.name)]
@@ -276,14 +285,9 @@ class Desk:
     async def run_hub(self, term: Term) -> None:
         """Take webhooks from the hub as the coordinator of `term`, until cancelled or refused."""
         hub = HubClient(
-            self._config.hub.url,
-            self._hub_token,
-            node=self._me.node,
-            term=term,
-            deliver=self._deliver,
+            self._config.hub.url, self._hub_token, node=self._me.node, term=term, deliver=self._deliver, rng=self._rng,
             on_refused=lambda newer: log.warning("the hub has seen term %d, so term %d is over", newer, term),
-            rng=self._rng,
-        )
+        )  # fmt: skip
         self._hub = hub
         try:
             await hub.run()
@@ -318,11 +322,6 @@ class Desk:
         }
 
     # operator ------------------------------------------------------------------------------------------------
-    def _tokens(self) -> Tokens:
-        if not self._me.can_issue:
-            raise UserError("this node cannot admit others", "the CA's key is where `init` ran.", "Ask there.")
-        return Tokens(self._me.directory, self._me.ca_pin)
-
     async def _change_voters(self, wish: admin.VoterWish) -> Voters:
         voters: Voters = await self._errand(CHANGE_VOTERS, wish, (await self.view()).leader)
         return voters
@@ -380,18 +379,6 @@ class Desk:
         removed: NodeId = await self._mailbox.ask(partial(RemoveNode, node=NodeId(wish.node)), ANSWER_S)
         log.warning("node %s was removed by hand", removed)
         return removed
-
-    async def _create_token(self, wish: admin.TokenWish) -> admin.TokenMade:
-        token = await asyncio.to_thread(self._tokens().create, wish.ttl_s, wish.uses, wish.role)
-        return admin.TokenMade(token, token.split(".")[2], next(iter(self.addresses), ""), wish.ttl_s)
-
-    async def _list_tokens(self) -> list[admin.TokenLine]:
-        infos = await asyncio.to_thread(self._tokens().list)
-        return [admin.TokenLine(info.id, int(info.expires - time.time()), info.uses_left, info.role) for info in infos]
-
-    async def _revoke_token(self, token: str) -> bool:
-        await asyncio.to_thread(self._tokens().revoke, token)
-        return True
 
 
 def _names(links: Links) -> dict[NodeId, str]:

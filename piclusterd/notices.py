@@ -34,6 +34,8 @@ RETRY_S = 3.0
 TOLD_MAX = 50
 """Dead letters told of at a takeover; more are a flood, and stand in `picluster jobs ls`."""
 
+TakeHook = Callable[[Hook], Awaitable[HookTaken]]
+
 
 class Crier:
     """`take_hook` as the desk's; `journal()` is the node's fold; `leads()`: this node coordinates."""
@@ -42,7 +44,7 @@ class Crier:
         self,
         policy: Notify,
         name: str,
-        take_hook: Callable[[Hook], Awaitable[HookTaken]],
+        take_hook: TakeHook,
         journal: Callable[[], Journal],
         leads: Callable[[], bool],
         retry_s: float = RETRY_S,

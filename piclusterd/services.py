@@ -1,7 +1,7 @@
 """What runs are made of on this node: the workflows, the services they call, and how patient the engine is.
 
-configuration ─┬▶ workflows   spec, triage, moderation, notice, reconcile, errand
-               ├▶ services    linear, notion, notify, github, hub, post, cluster (each only where it is configured)
+configuration ─┬▶ workflows   spec, triage, moderation, notice, deploy, reconcile, errand
+               ├▶ services    linear, notion, notify, github, deployer, upgrades, hub, post, cluster (where configured)
                └▶ patience and agenda: what the coordinator does unasked, and when
 """
 
@@ -21,6 +21,7 @@ from .events import ClockTold
 from .hands import Service
 from .inference.library import Library
 from .inference.pool import Pool
+from .integrations.deployer import Deployer
 from .integrations.echo import Echo
 from .integrations.errands import HubHealth, Poster
 from .integrations.github import GithubClient
@@ -29,9 +30,12 @@ from .integrations.notify import NotifyClient
 from .integrations.notion import NotionClient
 from .mailbox import Mailbox
 from .memory import Memory
+from .node import Node
+from .notices import Crier, TakeHook
 from .views import RunView
 from .workflows import triage_policy
 from .workflows.batch import Batch
+from .workflows.deploy import Deploy
 from .workflows.errands import Errands, triage_report
 from .workflows.flight import Patience
 from .workflows.moderation import Moderation
@@ -84,7 +88,8 @@ def make_workflows(config: Config, model: str) -> dict[str, Workflow]:
     all_: tuple[Workflow, ...] = (
         Spec(config.spec, model, actor), triage, Commands(triage, actor), Watch(triage, actor),
         Moderation(config.moderation, make_sinks(config), model, actor),
-        Notices(make_sinks(config)), Selftest(), Reconcile(), Errands(model), Batch(),
+        Notices(make_sinks(config)), Deploy(config.deploy, bool(config.upgrade.source)), Selftest(), Reconcile(),
+        Errands(model), Batch(),
     )  # fmt: skip
     return {workflow.name: workflow for workflow in all_}
 
@@ -128,8 +133,10 @@ def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitSta
         "memory": Memory(lambda: desk.journal().cases, desk.serving.embed, lambda: desk.journal().open_titles(WRITERS)),
         "batch": desk.batches,
         "selftest": Echo(name),
+        "upgrades": desk.upgrades,
     }
     stack.push_async_callback(desk.fallback.close)
+    stack.push_async_callback(desk.upgrades.close)
     if config.linear.token_file:
         linear = LinearFlows(
             config.linear.url, secret(config.linear.token_file)[0], writes_per_hour=config.linear.writes_per_hour
@@ -149,6 +156,10 @@ def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitSta
         files = (config.notify.webhook_url_file, config.notify.ntfy_url_file, config.notify.ntfy_token_file)
         webhook, ntfy, token = (secret(file)[0] if file else "" for file in files)
         services["notify"] = NotifyClient(webhook, ntfy, token)
+    deploy = config.deploy
+    if deploy.cloudflare_token_file:
+        token = secret(deploy.cloudflare_token_file)[0]
+        services["deployer"] = Deployer(deploy.cloudflare_account, token, deploy.cloudflare_url)
     if config.hub.url:
         services["hub"] = HubHealth(config.hub.url)
     urls = {line.name: secret(line.post_url_file)[0] for line in config.schedule if line.post_url_file}
@@ -176,6 +187,15 @@ def make_agenda(config: Config) -> Agenda:
     configured = {"linear": config.linear.token_file, "github": config.github.token_file}
     reconciled = tuple(name for name, file in configured.items() if file)
     return Agenda(lines, reconciled, config.runs.reconcile_hours * HOUR_S)
+
+
+def make_crier(
+    config: Config, name: str, take_hook: TakeHook, node: Callable[[], Node], stack: AsyncExitStack
+) -> Crier:
+    """Who tells people what this node hears of."""
+    crier = Crier(config.notify, name, take_hook, lambda: node().journal, lambda: node().replicate.active)
+    stack.push_async_callback(crier.close)
+    return crier
 
 
 async def tell_clock(mailbox: Mailbox, is_synced: Callable[[], bool]) -> None:

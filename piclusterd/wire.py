@@ -135,6 +135,10 @@ class ModelFacts(Message, frozen=True):
         return task == "generate" or (task == "embed" and self.embeddings)
 
 
+DRAINING = "draining"
+"""Flag of a node that is about to restart: it is asked last (`inference.placement`)."""
+
+
 class Facts(Message, frozen=True):
     """What a node says of itself; replaced as a whole by the higher `version`. Guides scheduling, decides nothing."""
 

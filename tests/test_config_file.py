@@ -202,3 +202,22 @@ def test_dotted_keys_sub_tables_and_inline_tables_keep_their_lines(write: Write)
     path = write('api.port = -1\nledger = { commit_delay_s = 9 }\n[triage.labels]\nbug = 3\n["linear"]\n"url" = 3\n')
     places = [fault.partition(": ")[0] for fault in faults(path)]
     assert places == [f"{path}:{line}" for line in (1, 2, 3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[spec]\nmode = "on"\n', "spec.mode: needs notion.token_file"),
+        ('[deploy]\nmode = "ask"\n', "deploy.mode: needs deploy.repository"),
+        ('[moderation]\nmode = "on"\ndelete = "ask"\n', "moderation.mode: needs linear.token_file"),
+        ("[moderation]\nclean_below = 0.9\nflagged_from = 0.5\n", "moderation.clean_below: is above flagged_from"),
+        ('[notify]\nlinear_team = "0b7c"\n', "notify.linear_team: needs linear.token_file"),
+        (f'[deploy]\ncloudflare_account = "{"0" * 32}"\n', "needs deploy.cloudflare_token_file"),
+    ],
+)
+def test_a_workflow_that_lacks_what_it_needs_is_told(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "piclusterd.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert says in str(caught.value)

@@ -36,7 +36,7 @@ COMMANDS = {
     "triage": "triage",
     "batch": "batch",
     "ledger": "ledger", "backup": "backup", "recover": "backup",
-    "doctor": "doctor", "hub": "hub", "selftest": "selftest",
+    "doctor": "doctor", "hub": "hub", "selftest": "selftest", "upgrade": "upgrade",
 }  # fmt: skip
 """Command → the module of this room that has it."""
 

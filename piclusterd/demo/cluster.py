@@ -181,14 +181,21 @@ class Cluster:
         return str(path)
 
     async def picluster(self, member: Member, *words: str) -> str:
-        """The client, as a person would run it on that node."""
-        command = [*member.within, sys.executable, "-m", "piclusterd.cli.main", *words, "--config", str(member.config)]
+        """The client, as a person would run it on that node, with its configuration."""
+        return await self._client(member, *words, "--config", str(member.config))
+
+    async def owner(self, member: Member, *words: str) -> str:
+        """The client at that node's socket, where its owner's doors are."""
+        return await self._client(member, "--socket", str(member.state / "api.sock"), *words)
+
+    async def _client(self, member: Member, *words: str) -> str:
+        command = [*member.within, sys.executable, "-m", "piclusterd.cli.main", *words]
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
         said, _ = await process.communicate()
         if process.returncode != 0:
-            raise DemoFailed(f"`picluster {words[0]}` on {member.name} failed: {said.decode().strip()}")
+            raise DemoFailed(f"`picluster {' '.join(words)}` on {member.name} failed: {said.decode().strip()}")
         return said.decode()
 
     # processes -----------------------------------------------------------------------------------------------

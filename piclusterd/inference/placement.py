@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice, WhoServes
 from ..ids import NodeId
-from ..wire import TASKS, Mark, Member, ModelFacts
+from ..wire import DRAINING, TASKS, Mark, Member, ModelFacts
 from .prefix import held
 from .routing import Load, crowded, predict
 
@@ -82,6 +82,7 @@ class Placement:
         best = min(
             self._offers(name, able, asked, now),
             key=lambda offer: (
+                DRAINING in offer.member.facts.flags,
                 asked.prefer not in ("", offer.member.facts.role),
                 offer.seconds,
                 offer.member.node != self._me,

@@ -1,6 +1,7 @@
 """GitHub's record of what it sent us: which deliveries never arrived, and to send them again.
 
     CallOut ──perform──▶ deliveries_since   GET  /repos/{o}/{r}/hooks/{id}/deliveries     100 a page, newest first
+                         run_look           GET  /repos/{o}/{r}/actions/runs/{run}
                          redeliver          POST /repos/{o}/{r}/hooks/{id}/deliveries/{delivery}/attempts   202
 
 GitHub never tries again by itself and keeps its record for 3 days. A redelivery repeats the event's GUID and its body,
@@ -47,6 +48,11 @@ class _Redeliver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delivery: Annotated[int, Meta(ge=0)]
 
 
+class _Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    repository: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")]
+    run: Annotated[int, Meta(ge=0)]
+
+
 class _Delivery(msgspec.Struct, frozen=True):
     id: int
     guid: str
@@ -66,7 +72,8 @@ class GithubClient:
 
     def __init__(self, url: str, token: str, hook: str, *, timeout_s: float = TIMEOUT_S) -> None:
         owner, repository, number = hook.split("/")
-        self._deliveries = f"{url.rstrip('/')}/repos/{owner}/{repository}/hooks/{number}/deliveries"
+        self._url = url.rstrip("/")
+        self._deliveries = f"{self._url}/repos/{owner}/{repository}/hooks/{number}/deliveries"
         self._token = token
         self._timeout_s = timeout_s
         self._own: aiohttp.ClientSession | None = None
@@ -80,6 +87,8 @@ class GithubClient:
         match operation:
             case "deliveries_since":
                 return await self.deliveries_since(_checked(arguments, _Since))
+            case "run_look":
+                return await self.run_look(_checked(arguments, _Look))
             case "redeliver":
                 return await self.redeliver(_checked(arguments, _Redeliver).delivery)
             case _:
@@ -101,6 +110,21 @@ class GithubClient:
         failed = {one.guid: one.id for one in fresh if not one.arrived}
         more = _cursor(headers) if len(fresh) == len(told) else ""
         return {"failed": failed, "arrived": arrived, "more": more, "now_ms": _sent_ms(headers, ask)}
+
+    async def run_look(self, ask: _Look) -> dict[str, Any]:
+        """A workflow's run as it is now, the fields that deploys read, or `{"missing": True}`."""
+        try:
+            _, body = await self._request("GET", f"{self._url}/repos/{ask.repository}/actions/runs/{ask.run}", {})
+        except _Missing:
+            return {"missing": True}
+        try:
+            told = msgspec.json.decode(body, type=dict[str, Any])
+        except (ValueError, RecursionError) as fault:
+            raise CallFailed("GitHub's run lacks a field:", str(fault), retryable=True) from fault
+        fields = ("id", "path", "event", "status", "conclusion", "head_branch", "head_sha")
+        origin = told.get("head_repository")
+        head = {name: origin.get(name) for name in ("full_name", "fork")} if isinstance(origin, dict) else {}
+        return {**{name: told.get(name) for name in fields}, "head_repository": head}
 
     async def redeliver(self, delivery: int) -> dict[str, Any]:
         """`{"accepted": True}`, or `{"missing": True}` for one that GitHub has forgotten."""

@@ -6,6 +6,8 @@
                                             DELETE /admin/tokens/{id}   204, or 404
                                             GET    /admin/jobs/{run}    what the ledger says of a run
                                             POST   /admin/jobs          {what, run} → the run as it is then
+                                            GET    /admin/upgrade       what runs, and what the source has
+                                            POST   /admin/upgrade       {action, version} → the run that does it
                                             POST   /admin/models        see `web.models`
     anybody   ──TCP──────────────────────▶  /admin/*: 403
                                             GET    /status.json         the same as /admin/view: reading is free
@@ -30,6 +32,7 @@ from ..events import LeaderChanged
 from ..ids import NodeId
 from ..views import RunView
 from ..wire import Voters
+from ..workflows.deploy import OwnersWish
 from .health import finite
 
 T = TypeVar("T")
@@ -158,6 +161,9 @@ class AdminDoors:
     show_job: Callable[[str], Awaitable[JobShown]]
     change_job: Callable[[JobWish], Awaitable[RunView]]
     """The run as it is once that is on W ledgers."""
+    look_upgrade: Callable[[], Awaitable[Mapping[str, Any]]]
+    begin_upgrade: Callable[[OwnersWish], Awaitable[str]]
+    """The id of its run."""
 
 
 def as_json(value: object) -> Any:
@@ -239,8 +245,17 @@ def routes(doors: AdminDoors, picture: Callable[[], Awaitable[Mapping[str, Any]]
         wish = _decoded(await request.read(), JobWish, '{"what": "retry", "run": "<id>"}')
         return web.json_response(as_json(await doors.change_job(wish)))
 
+    async def look_upgrade(_request: web.Request) -> web.Response:
+        return web.json_response(as_json(await doors.look_upgrade()))
+
+    async def begin_upgrade(request: web.Request) -> web.Response:
+        wish = _decoded(await request.read(), OwnersWish, '{"action": "install", "version": ""}')
+        return web.json_response({"run": await doors.begin_upgrade(wish)})
+
     return [
         web.get("/status.json", show),
+        web.get("/admin/upgrade", owner_only(look_upgrade)),
+        web.post("/admin/upgrade", owner_only(begin_upgrade)),
         web.get("/admin/jobs/{run:[0-9a-f]{32}}", owner_only(show_job)),
         web.post("/admin/jobs", owner_only(change_job)),
         web.get("/admin/view", owner_only(show)),

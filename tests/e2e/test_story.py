@@ -55,6 +55,8 @@ def assert_whole_story(said: str) -> None:
     assert "SIGKILL to pi-" in said
     assert "all ledgers equal" in said
     assert said.count(", one comment") == 2
+    assert "written by the local model" in said
+    assert "flagged (" in said
 
 
 async def test_the_story_ends_well_and_leaves_no_process_behind() -> None:
