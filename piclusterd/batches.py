@@ -101,8 +101,8 @@ class Batches:
             id=wish.id, purpose=PURPOSE, created_at=now, expires_at=now + KEEP_S, owner=wish.owner,
             told={"wish": msgspec.to_builtins(wish), "metadata": wanted.metadata, "window": wanted.completion_window},
         )  # fmt: skip
-        await self._shelf.keep(record)
         try:
+            await self._shelf.keep(record)
             await self._take(batch.hook_of(wish))
         except PiclusterError:
             await self._withdraw(record)

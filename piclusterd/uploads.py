@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .batches import check_file, is_ours, owned, owner_name
-from .errors import UserError
+from .errors import Unavailable, UserError
 from .shelf import Record, Shelf
 from .web.files import KEEP_S_MAX as KEEP_S
 
@@ -50,7 +50,11 @@ class Uploads:
             id=f"file-{secrets.token_hex(12)}", purpose=purpose, created_at=now, expires_at=now + keep_s, sha256=sha256,
             bytes=size, filename=filename[:NAME_CHARS_MAX], owner=owner_name(),
         )  # fmt: skip
-        await self._shelf.keep(record)
+        try:
+            await self._shelf.keep(record)
+        except Unavailable:
+            await self._shelf.forget([record.id])  # its client comes again, with another
+            raise
         return _object(record)
 
     async def all(self, purpose: str) -> list[Json]:

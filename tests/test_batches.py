@@ -374,6 +374,22 @@ async def test_a_batch_whose_beginning_was_refused_ends_if_it_began_all_the_same
         assert not caught.value.retryable
 
 
+async def test_what_is_not_on_enough_disks_is_not_there(tmp_path: Path) -> None:
+    async def too_few() -> Company:
+        return Company((), 2)
+
+    async with bench(tmp_path) as at:
+        file = await at.upload(chat(1))
+        at.shelf._company = too_few
+        with pytest.raises(openai.InternalServerError, match="not safe yet"):
+            await at.upload(chat(2))
+        with pytest.raises(openai.InternalServerError, match="not safe yet"):
+            await at.client.batches.create(input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h")
+        assert [one.id async for one in at.client.files.list()] == [file]
+        assert [one async for one in at.client.batches.list()] == []
+        assert not at.ledger.journal.runs
+
+
 async def test_a_batch_that_the_ledger_has_let_go_of_is_not_under_way_for_ever(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
         id = await at.begin(chat(1))
