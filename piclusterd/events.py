@@ -160,6 +160,7 @@ class WhoServes:
     exclude: tuple[NodeId, ...] = ()
     prefer: str = ""
     marks: tuple[Mark, ...] = ()
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +321,6 @@ class Ask:
     run: RunId
     request: Mapping[str, Any]
     prefer: str = ""
-    """As in `WhoServes`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice, WhoServes
 from ..ids import NodeId
 from ..wire import DRAINING, TASKS, Mark, Member, ModelFacts
-from .prefix import held
+from .prefix import DIGEST_BYTES, DIGESTS_MAX, held
 from .routing import Load, crowded, predict
 
 UNSEEN_S = 3.0
 """A request shows in a node's facts within a gossip round or two, or is over."""
+FORGET, FORGET_TOKENS = 0.1, 256
+"""A long prompt that nobody knows goes where there is least to forget for it, among nodes that are much alike."""
 ANY_MODEL = ("", "default")
 """Names a client sends that has no preference; the serving node replaces them by its default where it has one."""
 
@@ -99,6 +103,7 @@ class Placement:
         recent = {member.node: self._recent(member.node, name, now) for member, _ in able}
         loads = {member.node: Load.of(facts, len(recent[member.node])) for member, facts in able}
         idlest = min(load.part for load in loads.values())
+        able = as_measured(able)
         return [
             _offer(member, facts, asked, recent[member.node], loads[member.node], idlest, member.node == self._me)
             for member, facts in able
@@ -169,7 +174,25 @@ def _offer(
     tokens = asked.prompt_tokens
     if cached:
         tokens -= tokens * cached // asked.marks[-1].length
-    return _Offer(member, facts, cached, predict(facts, member.facts, tokens, local, load))
+    seconds = predict(facts, member.facts, tokens, local, load, asked.answer_tokens)
+    if not cached and asked.prompt_tokens >= FORGET_TOKENS:
+        seconds *= 1 + FORGET * min(1.0, len(facts.prefixes) / (DIGESTS_MAX * DIGEST_BYTES))
+    return _Offer(member, facts, cached, seconds)
+
+
+def as_measured(able: Sequence[tuple[Member, ModelFacts]]) -> list[tuple[Member, ModelFacts]]:
+    """Who has not measured yet is taken for as fast as the fastest: else nobody would ever ask it."""
+    prefill = max(facts.prefill_tps for _, facts in able)
+    decode = max(facts.decode_tps for _, facts in able)
+    return [
+        (
+            member,
+            msgspec.structs.replace(
+                facts, prefill_tps=facts.prefill_tps or prefill, decode_tps=facts.decode_tps or decode
+            ),
+        )
+        for member, facts in able
+    ]
 
 
 def _cached(facts: ModelFacts, asked: Sequence[Mark], recent: Sequence[_Sent]) -> int:

@@ -46,6 +46,8 @@ QUARANTINE_S = 600.0
 """What a model that keeps dying is left alone for; each later death starts it anew."""
 BACKOFF_S = 0.25
 """Before a dead child is started again, at most."""
+WHOLE_TOKENS = 64
+"""From so many on, a measurement has its whole weight."""
 SMOOTHING = 0.2
 """Weight of the newest measurement in the running averages."""
 BEGINNINGS = 2
@@ -58,9 +60,11 @@ class Average:
     def __init__(self, value: float = 0.0) -> None:
         self.value = value
 
-    def add(self, measured: float) -> None:
+    def add(self, measured: float, tokens: int) -> None:
+        """Measured over so many tokens: a short answer says little of a board."""
         if measured > 0:
-            self.value += (measured - self.value) * (SMOOTHING if self.value else 1.0)
+            weight = SMOOTHING * min(1.0, tokens / WHOLE_TOKENS)
+            self.value += (measured - self.value) * (weight if self.value else 1.0)
 
 
 class Served:
@@ -199,8 +203,8 @@ class Served:
 
     def measured(self, done: Done) -> None:
         self._deaths = 0  # it finished something: the next death is a new story
-        self.prefill.add(done.prefill_tps)
-        self.decode.add(done.decode_tps)
+        self.prefill.add(done.prefill_tps, done.prompt_tokens - done.cached_tokens)
+        self.decode.add(done.decode_tps, done.completion_tokens)
         self._calibration.measured(self.spec, self.prefill.value, self.decode.value)
 
     def facts(self, name: str) -> ModelFacts:
@@ -340,7 +344,7 @@ class Pool:
             async for frame in answer:
                 if isinstance(frame, Done):
                     served.measured(frame)
-                    turn.cost = cost(frame.prompt_tokens - frame.cached_tokens, frame.completion_tokens)
+                    turn.ended(cost(frame.prompt_tokens - frame.cached_tokens, frame.completion_tokens))
                     yield msgspec.structs.replace(frame, waited_s=turn.waited_s)
                 else:
                     yield frame

@@ -24,6 +24,8 @@ FIRST_BYTES, GROWTH = 256, 1.25
 and the longest prompt there can be has some forty marks. Shorter beginnings are read in no time."""
 HEAD_MESSAGES, TAIL_MESSAGES = 4, 12
 """Ends of messages that are marks too: what many chats begin with, and where a long one was last time."""
+SAME_PART = 0.75
+"""Of a prompt: what shares so much of it is read in its place (`residents.SHORT_PART`)."""
 DIGEST_BYTES = 4
 """A chance hit costs one wrong guess in four billion."""
 DIGESTS_MAX = 96
@@ -80,11 +82,14 @@ class Cached:
         self._prompts: OrderedDict[int, tuple[Mark, ...]] = OrderedDict()
 
     def add(self, asked: Sequence[Mark]) -> None:
-        """A prompt with these marks is read now. One that it goes on from is a part of it from now on."""
+        """A prompt with these marks is read now. It takes the place of one that it goes on from, or all but does."""
         if not asked:
             return
-        for mark in asked:
-            self._prompts.pop(mark.digest, None)
+        digests = {mark.digest for mark in asked}
+        for last, other in list(self._prompts.items()):
+            shared = next((mark.length for mark in reversed(other) if mark.digest in digests), 0)
+            if shared >= SAME_PART * other[-1].length:
+                del self._prompts[last]
         self._prompts[asked[-1].digest] = tuple(asked)
         while len(self._prompts) > self._prompts_max or (len(self._prompts) > 1 and self._length > self._length_max):
             self._prompts.popitem(last=False)

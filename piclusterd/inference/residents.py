@@ -26,6 +26,10 @@ at every cell in use, be it only to pass over it, and a busy model would carry t
 Where it does not pass over them but computes, as it does for small models, that goes for ends of any length."""
 
 
+SHORT_PART = 0.25
+"""Of a beginning: where a resident goes on by less, that is forgotten rather than all of another one."""
+
+
 @dataclass(slots=True)
 class Seat:
     number: int
@@ -55,7 +59,9 @@ class Residents:
         """
         best = max(self._seats, key=lambda seat: (common(seat.tokens, tokens), not seat.taken, seat.used))
         keep = min(common(best.tokens, tokens), len(tokens) - 1) if self._reusable else 0
-        whole = not best.taken and keep >= len(best.tokens) - 1
+        tail = len(best.tokens) - keep
+        short = tail <= keep * SHORT_PART and all(seat.tokens for seat in self._seats)
+        whole = not best.taken and (tail <= 1 or short)
         seat = best if whole and best.tokens else self._free(best)
         if seat is best or not keep:
             self.cut(seat, keep)

@@ -57,9 +57,15 @@ class Load:
         return (self.busy + self.queued + self.unseen) / self.slots
 
 
-def predict(model: ModelFacts, facts: Facts, prompt_tokens: int, local: bool, load: Load) -> float:
-    """Seconds until `model` on the node with `facts` has answered a request, of which `prompt_tokens` must be read."""
-    alone = prompt_tokens / (model.prefill_tps or PREFILL_TPS) + ANSWER_TOKENS / (model.decode_tps or DECODE_TPS)
+def predict(
+    model: ModelFacts, facts: Facts, prompt_tokens: int, local: bool, load: Load, answer_tokens: int = 0
+) -> float:
+    """Seconds until `model` on the node with `facts` has answered a request, of which `prompt_tokens` must be read.
+
+    `answer_tokens`: what the answer may have at most; 0: not known.
+    """
+    answer = min(answer_tokens or ANSWER_TOKENS, ANSWER_TOKENS)
+    alone = prompt_tokens / (model.prefill_tps or PREFILL_TPS) + answer / (model.decode_tps or DECODE_TPS)
     wait = load.waiting * (model.turn_s or alone) / load.slots
     seconds = model.load_s + (wait + alone * (1 + SHARE * load.beside)) * penalty(facts.flags)
     return seconds if local else seconds + HOP_S

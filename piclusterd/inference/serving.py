@@ -118,7 +118,9 @@ class Serving:
         one that answered is gone).
         """
         tokens = request.text_length // CHARS_PER_TOKEN
-        asked = WhoServes(0, self._named(request.model), "generate", tokens, prefer=prefer, marks=marks(request))
+        asked = WhoServes(
+            0, self._named(request.model), "generate", tokens, (), prefer, marks(request), request.max_tokens
+        )
         attempts = Attempts(self._who, asked, self._patience_s)
         with self.decisions.noted(request.id, "generate", asked.model, request.priority) as decision:
             decision.hops = attempts.hops

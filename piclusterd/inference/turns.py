@@ -61,10 +61,15 @@ def asked_by(request: GenerateRequest | EmbedRequest | ClassifyRequest) -> Asked
 
 @dataclass(slots=True)
 class Turn:
-    """A place, held. Set `cost` to what it really cost, tokens."""
+    """A place, held."""
 
     waited_s: float
     cost: float
+    done: bool = False
+
+    def ended(self, cost: float) -> None:
+        """The answer is whole, and cost so many tokens. (Its reader may close it before it gives its place back.)"""
+        self.cost, self.done = cost, True
 
 
 class Turns:
@@ -95,8 +100,9 @@ class Turns:
         self._held_cost += asked.cost
         try:
             yield turn
-            self._measure(time.monotonic() - began, turn.cost)
         finally:
+            if turn.done:
+                self._measure(time.monotonic() - began, turn.cost)
             self._held_cost -= asked.cost
             self._queue.settle(asked.tenant, turn.cost - asked.cost)
             self._leave()

@@ -218,3 +218,21 @@ def test_no_preference_means_what_is_in_memory_and_else_the_only_one_there_is() 
     assert chosen(placed(member(PI_1, small)), model="default").model == "small"
     placement = placed(member(PI_1, small, ModelFacts("other", load_s=1.0)))
     assert isinstance(placement.choose(WhoServes(0, "", "generate", 1, ()), 0.0), NotFound)
+
+
+def test_who_has_not_measured_yet_is_taken_for_as_fast_as_others() -> None:
+    new = serving(prefill_tps=0.0, decode_tps=0.0)
+    assert chosen(placed(member(PI_1, new), member(PI_2, serving()))).node == PI_1
+
+
+def test_a_long_prompt_that_nobody_knows_goes_where_least_is_forgotten_for_it() -> None:
+    full = serving(slots=4, prefixes=bytes(range(200)))
+    assert answered_by(placed(member(PI_1, full), member(PI_2, serving(slots=4)))).node == PI_2
+    assert chosen(placed(member(PI_1, full), member(PI_2, serving(slots=4)))).node == PI_1, "a short one stays"
+
+
+def test_what_is_asked_for_at_most_is_what_an_answer_takes_at_most() -> None:
+    model = serving()
+    few, many = (predict(model, Facts(), 100, True, Load.of(model, 0), tokens) for tokens in (10, 10_000))
+    assert few == 2.0
+    assert many == seconds(model)

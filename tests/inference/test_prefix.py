@@ -56,7 +56,7 @@ def test_the_longest_prompt_has_few_marks() -> None:
 
 
 def test_only_the_newest_prompts_are_told_and_few_digests() -> None:
-    first, *others = (chat(f"number {number}" * 40) for number in range(9))
+    first, *others = (chat(f"number {number} " * 400) for number in range(9))
     assert held(known(first, *others, prompts=8), marks(first)) < marks(first)[-1].length
     assert held(known(first, *others, prompts=9), marks(first)) == marks(first)[-1].length
     assert held(known(first, others[0], length=marks(first)[-1].length), marks(first)) < marks(first)[-1].length
@@ -65,9 +65,16 @@ def test_only_the_newest_prompts_are_told_and_few_digests() -> None:
     assert held(known(*many), marks(many[-1])) == marks(many[-1])[-1].length
 
 
+def test_a_prompt_that_is_much_like_another_takes_its_place_as_it_does_in_the_child() -> None:
+    cached = Cached(2, 10**6)
+    for request in (GenerateRequest(prompt="other " * 400), *(chat(f"a crash, number {n}") for n in range(5))):
+        cached.add(marks(request))
+    assert held(cached.digests(), marks(GenerateRequest(prompt="other " * 400))) == 2400
+
+
 def test_a_prompt_that_goes_on_takes_the_place_of_the_shorter_one() -> None:
     cached = Cached(2, 10**6)
-    other = chat("other")
+    other = GenerateRequest(prompt="other " * 400)
     for request in (other, chat("one"), chat("one", "two"), chat("one", "two", "three")):
         cached.add(marks(request))
     assert held(cached.digests(), marks(other)) == marks(other)[-1].length
