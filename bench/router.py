@@ -3,8 +3,8 @@
     client ─▶ pi-2                       direct        client ─▶ pi-1 ══link══▶ pi-2        one hop
     client ─▶ LiteLLM proxy ─▶ pi-2      the peer      make bench NAME=router ARGS="--quick"
 
-Two real daemons with the demo model on the second, one token an answer, one request at a time, the three ways by turns, so
-that what else the machine does falls on all alike. The overhead is what a way's quantile has over the direct way's.
+Two real daemons with the demo model on the second, one token an answer, one request at a time, the three ways by turns,
+so that what else the machine does falls on all alike. The overhead is what a way's quantile has over the direct way's.
 LiteLLM is installed into a virtual environment of its own under the bench's cache.
 """
 
@@ -86,7 +86,7 @@ async def _proxy(stack: AsyncExitStack, root: Path, target: str) -> tuple[str, s
         await asyncio.to_thread(_install)
         return "", await stack.enter_async_context(_running(root, target))
     except (OSError, subprocess.SubprocessError, TimeoutError) as fault:
-        return f" (no LiteLLM: {fault})", ""
+        return f" (no LiteLLM: {fault or type(fault).__name__})", ""
 
 
 def _install() -> None:
@@ -109,7 +109,7 @@ async def _running(root: Path, target: str) -> AsyncIterator[str]:
     try:
         url = f"http://127.0.0.1:{port}"
         async with asyncio.timeout(READY_S), aiohttp.ClientSession() as http:
-            while not await _answers(http, url):
+            while not await _answers(http, url):  # noqa: ASYNC110 (another program tells nobody that it is up)
                 await asyncio.sleep(0.5)
         yield url
     finally:
