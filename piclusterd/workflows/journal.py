@@ -47,6 +47,16 @@ TAKEN_FOR_GRANTED = ("term", "log.open", "log.checkpoint")
 """Kinds that mean nothing to this fold once they are old."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One place of an event. `run`: what its recorder began for it."""
+
+    rank: Rank
+    hlc: int
+    run: RunId | None
+    title: str = ""
+
+
 @dataclass(slots=True)
 class HookEntry:
     """Where the first copy of an event stands, or the checkpoint that ended it."""
@@ -54,6 +64,8 @@ class HookEntry:
     rank: Rank
     run: RunId | None
     hlc: int = 0
+    copies: list[Copy] = field(default_factory=list)
+    """All that were told: two coordinators, or two cards with one key, may record one event each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +185,24 @@ class Journal:
         ended = {key for key, entry in self.hooks.items() if self._ended(key, entry.rank, entry.hlc)}
         self.hooks = {key: entry for key, entry in self.hooks.items() if key not in ended}
         self.runs = {run: entry for run, entry in self.runs.items() if entry.key not in ended}
+        for entry in self.hooks.values():
+            if len(entry.copies) > 1:
+                self._stand(entry)
+
+    def _stand(self, entry: HookEntry) -> None:
+        """At the first of its places that is still there, as whoever reads the ledger anew finds it."""
+        by_rank = sorted(entry.copies, key=lambda copy: (self._gone(copy.rank), copy.rank), reverse=True)
+        for copy in by_rank:
+            run = None if copy.run is None else self.runs.get(copy.run)
+            if run is not None:
+                run.hook_rank, run.hlc, run.title = copy.rank, copy.hlc, copy.title
+        first = by_rank[-1]
+        entry.rank, entry.run, entry.hlc = first.rank, first.run, first.hlc
+
+    def _gone(self, rank: Rank) -> bool:
+        """A checkpoint of its log stands in its place."""
+        end = self._ends.get(rank[1])
+        return end is not None and rank[2] < end.rank[2] and rank[2] not in end.kept
 
     def _ended(self, key: str, rank: Rank, hlc: int) -> bool:
         _, log, seq = rank
@@ -201,17 +231,17 @@ class Journal:
         if hook.source == "schedule":
             _, line, minute = hook.key.split(":")
             self.scheduled[line] = max(int(minute), self.scheduled.get(line, 0))
-        known = self.hooks.get(hook.key)
-        if known is None or fact.order < known.rank:
-            self.hooks[hook.key] = HookEntry(fact.order, run, fact.hlc)
-        if run is None:
-            return
-        entry = self._run(run)
-        entry.key = hook.key
-        if entry.hook_rank is None or fact.order < entry.hook_rank:
-            entry.hook_rank, entry.workflow, entry.hlc = fact.order, workflow, fact.hlc
-            entry.title = str(fact.body.get("title", ""))
-            entry.hook = None if entry.final else hook
+        copy = Copy(fact.order, fact.hlc, run, str(fact.body.get("title", "")))
+        entry = self.hooks.setdefault(hook.key, HookEntry(copy.rank, run, copy.hlc))
+        if copy not in entry.copies:
+            entry.copies = sorted([*entry.copies, copy], key=lambda copy: copy.rank)
+        told = None if run is None else self._run(run)
+        before = None if told is None else told.hook_rank
+        if told is not None:
+            told.key, told.workflow = hook.key, workflow
+        self._stand(entry)
+        if told is not None and told.hook_rank != before:
+            told.hook = None if told.final else hook
 
     def _step(self, fact: Fact) -> None:
         body = fact.body

@@ -107,6 +107,17 @@ def test_of_two_entries_of_one_hook_the_first_by_rank_stands() -> None:
     assert journal.runs[run_of("k")].title == "about k at 4"
 
 
+def test_an_event_stands_where_whoever_reads_the_ledger_anew_finds_it() -> None:
+    """The first of two places went with the branch of a log that a checkpoint ended, and the webhook did not."""
+    first, second = hook_fact(4, log=LOG), hook_fact(9, term=2, log=LOGS[1])
+    journal = folded(first, second)
+    journal.close(checkpoint_fact(7), (), ())
+    anew = folded(second)
+    anew.close(checkpoint_fact(7), (), ())
+    assert journal.views(9) == anew.views(9)
+    assert journal.hooks["k"].rank == anew.hooks["k"].rank == (2, LOGS[1], 9)
+
+
 def test_of_two_results_the_one_of_the_newer_term_wins() -> None:
     facts = [
         step("run.result", 3, term=2, step="x", value={"v": "new"}),
