@@ -26,6 +26,7 @@ INTERPRETED = {
         "piclusterd.wire",
         "piclusterd.events",
         "piclusterd.config",
+        "piclusterd.inference.protocol",
     ),  # structs of msgspec: classes with a maker of theirs
     *("piclusterd.errors", "piclusterd.sim.rest"),  # exceptions
     *("piclusterd.sim.__main__", "piclusterd.sim.campaign", "piclusterd.sim.ablations", "piclusterd.sim.census"),

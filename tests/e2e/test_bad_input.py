@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -85,7 +86,8 @@ async def test_a_corrupt_model_is_told_and_the_rest_works(rig: Rig) -> None:
     assert "corrupt" in log
     async with rig.cluster.http.post(f"{rig.member.url}/v1/chat/completions", json=chat(MODEL)) as answer:
         assert answer.status == 200
-    async with rig.cluster.http.post(f"{rig.member.url}/v1/chat/completions", json=chat("corrupt")) as answer:
+    corrupt, patient = chat("corrupt"), aiohttp.ClientTimeout(total=30)  # a young node says of nothing that it is not
+    async with rig.cluster.http.post(f"{rig.member.url}/v1/chat/completions", json=corrupt, timeout=patient) as answer:
         assert answer.status in (404, 503)
         assert "corrupt" in (await answer.json())["error"]["message"]
 
