@@ -28,7 +28,7 @@ def fold(journal: Journal, facts: Iterable[Fact]) -> None:
     """Add `facts`, in any order, to `journal`."""
     for fact in facts:
         if fact.kind == CHECKPOINT:
-            kept = frozenset(kept.seq for kept in kept_facts(fact))
+            kept = {kept.seq: kept.hlc for kept in kept_facts(fact)}
             journal.close(fact, kept, seen_digests(fact), aged(fact))
         else:
             journal.grow((fact,))

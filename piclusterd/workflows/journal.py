@@ -70,14 +70,15 @@ class HookEntry:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The latest checkpoint of a log. `kept`: seqs before it that still stand; `seen`: digests of what was let go.
+    """The latest checkpoint of a log. `kept`: seqs before it that still stand, with their clocks; `seen`: digests of
+    what was let go.
 
     `aged`: digests of what is not newer (by its hybrid clock) are forgotten; there a number alone says that it ended. A
     newer webhook without a digest stands in another branch of the log, under a number that means something else here.
     """
 
     rank: Rank
-    kept: Container[int]
+    kept: Mapping[int, int]
     seen: frozenset[bytes]
     aged: int
 
@@ -178,8 +179,8 @@ class Journal:
             entry = next((HookEntry(end.rank, None) for end in self._ends.values() if digest in end.seen), None)
         return entry
 
-    def close(self, checkpoint: Fact, kept: Container[int], seen: Iterable[bytes], aged: int = 0) -> None:
-        """`checkpoint` keeps the seqs `kept` of its log and has seen the webhooks of these digests (see `End`)."""
+    def close(self, checkpoint: Fact, kept: Mapping[int, int], seen: Iterable[bytes], aged: int = 0) -> None:
+        """`checkpoint` keeps `kept` (seq → hybrid clock) and has seen the webhooks of these digests (see `End`)."""
         end, before = End(checkpoint.order, kept, frozenset(seen), aged), self._ends.get(checkpoint.log)
         self._ends[checkpoint.log] = end if before is None else _joined(before, end)
         ended = {key for key, entry in self.hooks.items() if self._ended(key, entry.rank, entry.hlc)}
@@ -191,7 +192,7 @@ class Journal:
 
     def _stand(self, entry: HookEntry) -> None:
         """At the first of its places that is still there, as whoever reads the ledger anew finds it."""
-        by_rank = sorted(entry.copies, key=lambda copy: (self._gone(copy.rank), copy.rank), reverse=True)
+        by_rank = sorted(entry.copies, key=lambda copy: (self._gone(copy), copy.rank), reverse=True)
         for copy in by_rank:
             run = None if copy.run is None else self.runs.get(copy.run)
             if run is not None:
@@ -199,10 +200,11 @@ class Journal:
         first = by_rank[-1]
         entry.rank, entry.run, entry.hlc = first.rank, first.run, first.hlc
 
-    def _gone(self, rank: Rank) -> bool:
-        """A checkpoint of its log stands in its place."""
-        end = self._ends.get(rank[1])
-        return end is not None and rank[2] < end.rank[2] and rank[2] not in end.kept
+    def _gone(self, copy: Copy) -> bool:
+        """A checkpoint of its log stands in its place; what that kept there may be another branch's."""
+        _, log, seq = copy.rank
+        end = self._ends.get(log)
+        return end is not None and seq < end.rank[2] and end.kept.get(seq) != copy.hlc
 
     def _ended(self, key: str, rank: Rank, hlc: int) -> bool:
         _, log, seq = rank

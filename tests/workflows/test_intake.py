@@ -231,7 +231,7 @@ def test_somebody_elses_durability_is_none_of_ours() -> None:
 def test_an_event_that_a_checkpoint_ended_is_not_appended_again() -> None:
     """The hub may offer one again for weeks; its rows are gone, its digest is not."""
     desk = Desk()
-    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), [digest_of("k")])
+    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), {}, [digest_of("k")])
     desk.w_copies = False
     assert desk.arrives(1) == [], "until W nodes hold the checkpoint"
     desk.w_copies = True
@@ -243,7 +243,7 @@ def test_an_event_that_was_ended_and_forgotten_while_its_sender_waited_was_taken
     desk.stands()
     desk.w_copies = False
     assert desk.arrives(1) == []
-    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), (), aged=1 << 60)
+    desk.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), {}, (), aged=1 << 60)
     assert desk.machine.handle(Stored(1, (), ()), 0.0) == [Answer(1, HookTaken(None, duplicate=True))]
 
 

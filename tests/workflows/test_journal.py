@@ -111,11 +111,21 @@ def test_an_event_stands_where_whoever_reads_the_ledger_anew_finds_it() -> None:
     """The first of two places went with the branch of a log that a checkpoint ended, and the webhook did not."""
     first, second = hook_fact(4, log=LOG), hook_fact(9, term=2, log=LOGS[1])
     journal = folded(first, second)
-    journal.close(checkpoint_fact(7), (), ())
+    journal.close(checkpoint_fact(7), {}, ())
     anew = folded(second)
-    anew.close(checkpoint_fact(7), (), ())
+    anew.close(checkpoint_fact(7), {}, ())
     assert journal.views(9) == anew.views(9)
     assert journal.hooks["k"].rank == anew.hooks["k"].rank == (2, LOGS[1], 9)
+
+
+def test_what_a_checkpoint_kept_at_its_place_may_be_another_cards() -> None:
+    mine, other = hook_fact(4), hook_fact(9, term=2, log=LOGS[1])
+    journal = folded(mine, other)
+    journal.close(checkpoint_fact(7), {4: 4}, ())
+    assert journal.hooks["k"].rank == (1, LOG, 4)
+    forked = folded(mine, other)
+    forked.close(checkpoint_fact(7), {4: 1_000}, ())
+    assert forked.hooks["k"].rank == (2, LOGS[1], 9)
 
 
 def test_of_two_results_the_one_of_the_newer_term_wins() -> None:
@@ -186,9 +196,9 @@ def test_what_one_branch_of_a_log_has_ended_the_other_branchs_checkpoint_does_no
     order: tuple[int, int],
 ) -> None:
     """Two cards with one key: one ended the webhook at 3, the other, which wrote more, still kept it."""
-    ends: list[tuple[Fact, tuple[int, ...], list[bytes]]] = [
-        (checkpoint_fact(8), (), [digest_of("k")]),
-        (checkpoint_fact(10), (3,), [digest_of("other")]),
+    ends: list[tuple[Fact, dict[int, int], list[bytes]]] = [
+        (checkpoint_fact(8), {}, [digest_of("k")]),
+        (checkpoint_fact(10), {3: 3}, [digest_of("other")]),
     ]
     journal = folded(hook_fact(3))
     for at in order:
@@ -202,8 +212,8 @@ def test_what_one_branch_of_a_log_has_ended_the_other_branchs_checkpoint_does_no
 
 def test_a_log_that_went_on_for_years_is_known_by_its_latest_checkpoint_alone() -> None:
     journal = Journal()
-    journal.close(checkpoint_fact(8), (), [digest_of(f"{n}") for n in range(SEEN_MAX)])
-    journal.close(checkpoint_fact(10), (), [digest_of("newest")])
+    journal.close(checkpoint_fact(8), {}, [digest_of(f"{n}") for n in range(SEEN_MAX)])
+    journal.close(checkpoint_fact(10), {}, [digest_of("newest")])
     assert journal.known("newest")
     assert not journal.known("1")
 
@@ -286,14 +296,14 @@ def test_where_a_runs_entries_stand() -> None:
 def test_a_checkpoint_of_another_branch_ends_nothing_by_its_numbers() -> None:
     """Under 3 it let go something else; what it let go itself it has seen."""
     journal = folded(hook_fact(3))
-    journal.close(checkpoint_fact(8), (), [digest_of("other")])
+    journal.close(checkpoint_fact(8), {}, [digest_of("other")])
     assert journal.known("k")
     assert journal.open_runs()
 
 
 def test_a_webhook_too_old_for_a_digest_is_ended_by_its_number() -> None:
     journal = folded(hook_fact(3), hook_fact(5, "younger"), hook_fact(2, "kept"))
-    journal.close(checkpoint_fact(8), (2,), (), aged=4)
+    journal.close(checkpoint_fact(8), {2: 2}, (), aged=4)
     assert [journal.known(key) is not None for key in ("k", "younger", "kept")] == [False, True, True]
     journal.grow([hook_fact(3)])
     assert journal.known("k") is None

@@ -448,7 +448,7 @@ def test_a_run_survives_one_coordinator_after_another(kills: tuple[int, ...]) ->
 def test_a_run_that_a_checkpoint_ended_meanwhile_is_let_go(office: Office) -> None:
     """It was finished by another coordinator, whose ledger arrives while this one is at work on it."""
     act = office.to_first_act()
-    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), [digest_of("k")])
+    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), {}, [digest_of("k")])
     office.finish(act)
     assert not office.todo
     assert office.machine.in_flight == 0
@@ -457,7 +457,7 @@ def test_a_run_that_a_checkpoint_ended_meanwhile_is_let_go(office: Office) -> No
 def test_a_result_that_lands_after_its_run_was_ended_leads_nowhere(office: Office) -> None:
     office.finish(office.to_first_act())
     result = office.next_append("run.result", "classify")
-    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), [digest_of("k")])
+    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), {}, [digest_of("k")])
     office.land(result)
     assert not office.todo
     assert office.machine.in_flight == 0
@@ -633,7 +633,7 @@ def test_who_waits_for_a_change_of_a_run_that_a_checkpoint_ends_is_told(office: 
     give_up(office)
     office.change("retry")
     retry = office.next_append("run.retry", "update")
-    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), (), [digest_of("k")])
+    office.journal.close(Fact(LOG, 99, 0, "log.checkpoint", {}), {}, [digest_of("k")])
     office.land(retry)
     assert isinstance(office.answers.pop(), NotFound)
     assert office.machine.in_flight == 0
