@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,8 @@ class Cluster:
     preset: str = "lan"
     extra: str = ""
     """TOML added to the end of every node's configuration."""
+    own: Mapping[int, str] = field(default_factory=dict)
+    """The same for single nodes, by their index."""
     members: list[Member] = field(default_factory=list)
     _http: aiohttp.ClientSession | None = None
 
@@ -107,7 +109,7 @@ class Cluster:
         """The nodes' directories, ports and configuration files; nothing runs yet."""
         self.members = [self._member(i) for i in range(self.size)]
         for index, member in enumerate(self.members):
-            self._write_config(member, model=index in self.with_model)
+            self._write_config(member, index in self.with_model, self.own.get(index, ""))
         return self.members
 
     async def found(
@@ -143,7 +145,7 @@ class Cluster:
         home.mkdir(parents=True, exist_ok=True)
         return Member(name, home, free_port(), free_port(), role="relay" if index in self.relays else "worker")
 
-    def _write_config(self, member: Member, model: bool) -> None:
+    def _write_config(self, member: Member, model: bool, own: str = "") -> None:
         out = self.outside
         sections: dict[str, dict[str, Any]] = {
             "node": {"name": member.name, "state_dir": str(member.state), "role": member.role},
@@ -171,7 +173,7 @@ class Cluster:
         lines = [_toml(name, keys) for name, keys in sections.items()]
         if model:
             lines.append(f'[[models]]\nname = "{MODEL}"\npath = "builtin:triage-demo"\ncontext = 4096\nslots = 4\n')
-        lines.append(self.extra)
+        lines += [self.extra, own]
         member.config.write_text("\n".join(lines))
 
     def _secret(self, member: Member, name: str, value: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import ids
 from .linear_double import LinearDouble
-from .linear_workspace import PERSON, STATES, TEAM, Effect, Issue, Refusal, _is_uuid4, _now, _url
+from .linear_workspace import PERSON, STATES, Effect, Issue, Refusal, _is_uuid4, _now, _url
 
 PROJECT = "Cupboard"
 
@@ -115,7 +115,7 @@ class LinearFlowsDouble(LinearDouble):
         issue = self._find(comment["issueId"])
         shown = {"id": issue.id, "identifier": issue.identifier, "title": issue.title, "url": _url(issue)}
         data = {
-            **comment, "issue": {**shown, "team": TEAM, "teamId": TEAM["id"]}, "userId": said["by"]["id"],
+            **comment, "issue": {**shown, "team": issue.team, "teamId": issue.team["id"]}, "userId": said["by"]["id"],
             "user": said["by"], "reactionData": {}, "createdAt": said["at"], "updatedAt": said["at"],
         }  # fmt: skip
         actor = {**said["by"], "type": "user"}

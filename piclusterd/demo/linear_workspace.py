@@ -1,4 +1,4 @@
-"""Linear's workspace in memory: one team, its labels, issues and comments; what the API may change, and what people do.
+"""Linear's workspace in memory: teams, labels, issues and comments; what the API may change, and what people do.
 
 Every change through the API is an `Effect`; one that changes nothing is none, and a comment whose id was ever used is
 refused as Linear refuses it. What people do (`create_issue`, `edit`, `delete`) is no effect. The methods of `roots` are
@@ -52,11 +52,12 @@ class Issue:
     created_at: str
     updated_at: str
     trashed: bool = False
+    team: Mapping[str, Any] = field(default_factory=lambda: TEAM)
     comments: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def identifier(self) -> str:
-        return f"{TEAM['key']}-{self.number}"
+        return f"{self.team['key']}-{self.number}"
 
 
 class Refusal(Exception):
@@ -188,7 +189,7 @@ class Workspace:
             "project": None,
             "creator": {part: PERSON[part] for part in ("id", "name", "email")},
             "labels": lambda info, **_: {"nodes": [self._label(label) for label in issue.label_ids]},
-            "team": {**TEAM, "labels": lambda info, **arguments: {"nodes": self._labels(arguments.get("filter"))}},
+            "team": {**issue.team, "labels": lambda info, **wish: {"nodes": self._labels(wish.get("filter"))}},
         }
 
     def _labels(self, wanted: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -210,13 +211,15 @@ class Workspace:
         labels: Sequence[str] = (),
         state: str = "triage",
         actor: Mapping[str, Any] | None = None,
+        team: Mapping[str, Any] = TEAM,
     ) -> dict[str, Any]:
         """A person makes an issue; the webhook (`EntityWebhookPayload`) that Linear sends for it."""
         number, now = len(self._issues) + 1, _now()
         label_ids = [ids.uuid4_of("label", name) for name in labels]
         issue = Issue(
-            ids.uuid4_of("issue", str(number)), number, title, description, priority, label_ids, state, now, now
-        )
+            ids.uuid4_of("issue", str(number)), number, title, description, priority, label_ids, state, now, now,
+            team=team,
+        )  # fmt: skip
         self._issues[issue.id] = issue
         return self._webhook(issue, actor or PERSON)
 
@@ -250,8 +253,8 @@ class Workspace:
         comment = {"id": str(uuid.uuid4()), "issueId": issue.id, "body": body}
         self._comments[comment["id"]] = comment
         issue.comments.append(comment)
-        child = {"id": issue.id, "identifier": issue.identifier, "title": issue.title, "team": TEAM,
-                 "teamId": TEAM["id"], "url": _url(issue)}  # fmt: skip
+        child = {"id": issue.id, "identifier": issue.identifier, "title": issue.title, "team": issue.team,
+                 "teamId": issue.team["id"], "url": _url(issue)}  # fmt: skip
         told = {"parentId": parent} if parent else {}
         user = {part: who[part] for part in ("id", "name", "email", "url") if part in who}
         data = {**comment, **told, "issue": child, "userId": who["id"], "user": user, "reactionData": {},
@@ -305,8 +308,8 @@ class Workspace:
             "sortOrder": float(-issue.number),
             "state": state,
             "stateId": state["id"],
-            "team": TEAM,
-            "teamId": TEAM["id"],
+            "team": issue.team,
+            "teamId": issue.team["id"],
             "labels": labels,
             "labelIds": issue.label_ids.copy(),
             "creatorId": actor["id"],

@@ -17,6 +17,8 @@ from piclusterd.demo.cluster import Cluster, Member
 from piclusterd.demo.linear_double import LinearDouble
 from piclusterd.demo.notion_double import NotionDouble
 from piclusterd.demo.outside import World
+from piclusterd.events import Fact
+from piclusterd.ledger import trail
 from tests.cli.command import Result, environment
 
 LIMIT_S = 60.0
@@ -62,6 +64,18 @@ async def running(
     finally:
         await rig.cluster.close()
         await rig.world.close()
+
+
+async def recorded(cluster: Cluster, run: str) -> dict[str, Any]:
+    """The results of a run's steps in the first node's ledger, by name and in their order, once its end is there."""
+    path = cluster.members[0].state / "ledger.db"
+
+    async def ended() -> list[Fact]:
+        facts = await asyncio.to_thread(trail.speaking_of, path, (run,))
+        return facts if any(fact.kind == "run.done" for fact in facts) else []
+
+    facts = await cluster.until(ended, f"the end of {run} in the ledger", LIMIT_S)
+    return {str(fact.body["step"]): fact.body["value"] for fact in facts if fact.kind == "run.result"}
 
 
 async def run(module: str, *words: str, **environ: str) -> Result:

@@ -19,9 +19,8 @@ from piclusterd.demo import workerd
 from piclusterd.demo.doubles import Fault
 from piclusterd.demo.linear_flows_double import LinearFlowsDouble
 from piclusterd.demo.notion_double import NotionDouble
-from piclusterd.ledger import trail
 
-from .rig import Rig, running
+from .rig import Rig, recorded, running
 from .rig import run as client
 
 pytestmark = pytest.mark.e2e
@@ -69,12 +68,6 @@ async def ended(rig: Rig, about: str, state: str = "done") -> dict[str, Any]:
     return run
 
 
-def recorded(rig: Rig, run: str) -> list[str]:
-    """The steps whose results stand in the first node's ledger."""
-    facts = trail.speaking_of(rig.member.state / "ledger.db", (run,))
-    return [str(fact.body["step"]) for fact in facts if fact.kind == "run.result"]
-
-
 @pytest.mark.parametrize("hub", ["python", "workerd"])
 async def test_a_completed_issue_gets_a_page_and_people_s_edits_of_it_are_noticed(tmp_path: Path, hub: str) -> None:
     if hub == "workerd" and workerd.available() is None:
@@ -83,7 +76,7 @@ async def test_a_completed_issue_gets_a_page_and_people_s_edits_of_it_are_notice
         identifier = await complete(rig, linear, "Crash in the cold")
         run = await ended(rig, identifier)
         (page,) = notion.pages.values()
-        assert recorded(rig, run["run"]) == STEPS
+        assert list(await recorded(rig.cluster, run["run"])) == STEPS
         assert list(linear.attachments) == [page.told()["url"]]
         assert "Written by a small local model" in page.markdown
         await rig.world.post(rig.cluster.http, notion.edit(page.id, "people wrote this"), source="notion")

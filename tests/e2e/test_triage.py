@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
+from piclusterd import ids
+from piclusterd.demo.cluster import MODEL
 from piclusterd.demo.linear_double import Fault
-from piclusterd.demo.linear_workspace import PERSON
+from piclusterd.demo.linear_workspace import PERSON, TEAM
 from piclusterd.workflows.triage_comment import comment_id
 
-from .rig import Rig, run, running
+from .rig import Rig, recorded, run, running
 
 pytestmark = pytest.mark.e2e
 
 DONE_S = 90.0
+STEPS = ["context", "similar", "classify", "reason", "recheck", "update", "comment"]
+OPS = {"id": ids.uuid4_of("team", "OPS"), "key": "OPS", "name": "Operations"}
 POLICY = """
 [default]
 labels_more = ["web", "backend"]
@@ -57,12 +61,13 @@ def body_of_ours(rig: Rig, issue: str) -> str:
 async def test_rules_undo_and_why_on_three_nodes_whose_coordinator_is_killed(tmp_path: Path) -> None:
     (tmp_path / "triage.toml").write_text(POLICY)
     extra = f'[triage]\npolicy_file = "{tmp_path / "triage.toml"}"\n'
-    async with running(tmp_path, extra=extra) as rig:
+    async with running(tmp_path, hub="auto", extra=extra) as rig:
         linear = rig.world.linear
         for name in ("web", "backend"):
             linear.add_label(name)
         await sent(rig, linear.create_issue("Outage of the checkout", "Every customer sees a 500 error since 9."))
-        await ended(rig, "triage", 1)
+        (triaged,) = await ended(rig, "triage", 1)
+        assert list(await recorded(rig.cluster, triaged["run"])) == STEPS
         issue = linear.issue("LIN-1")
         assert issue.priority == 1
         assert sorted(linear.labels[label] for label in issue.label_ids) == ["Bug", "backend"]
@@ -114,6 +119,25 @@ async def test_corrections_are_learnt_and_a_liar_ends_in_the_dead_letters_with_w
         report = await run("piclusterd.cli.main", "--socket", socket, "triage", "report")
         assert "7 issues remembered, 1 of them judged by people" in report.out, report
         assert linear.violations == []
+
+
+async def test_a_team_with_a_model_of_its_own_is_answered_by_the_pi_that_has_it(tmp_path: Path) -> None:
+    (tmp_path / "triage.toml").write_text('[teams.OPS]\nmodel = "ops-demo"\n')
+    extra = f'[triage]\npolicy_file = "{tmp_path / "triage.toml"}"\n'
+    own = {1: '[[models]]\nname = "ops-demo"\npath = "builtin:triage-demo"\ncontext = 4096\n'}
+    async with running(tmp_path, hub="auto", with_model=(0,), extra=extra, own=own) as rig:
+        asked = {}
+        for title, team in (("Disk full", OPS), ("Login fails", TEAM), ("Fan is loud", OPS), ("Typo", TEAM)):
+            payload = rig.world.linear.create_issue(title, f"{title} in the cupboard.", team=team)
+            asked[f"{payload['data']['identifier']} {title}"] = team["key"]
+            await sent(rig, payload)
+        first, second, _ = rig.cluster.members
+        by = {"OPS": ("ops-demo", second.node), "LIN": (MODEL, first.node)}
+        for one in await ended(rig, "triage", len(asked)):
+            results = await recorded(rig.cluster, one["run"])
+            for step in ("classify", "reason"):
+                assert (results[step]["model"], results[step]["node"]) == by[asked[one["title"]]], one["title"]
+        assert rig.world.linear.violations == []
 
 
 async def test_a_slow_and_rate_limited_linear_costs_time_and_no_run(tmp_path: Path) -> None:

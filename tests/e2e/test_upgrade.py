@@ -25,6 +25,7 @@ from piclusterd.ids import RunId, run_id
 from piclusterd.ledger import trail
 
 from .kept import KeptCluster, wheel
+from .rig import recorded
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -114,7 +115,7 @@ async def house(root: Path) -> AsyncIterator[House]:
             f'[deploy]\nmode = "auto"\nrepository = "{REPOSITORY}"\ncloudflare_account = "{ACCOUNT}"\n'
             f'cloudflare_token_file = "{root / "cf"}"\ncloudflare_url = "{cloudflare.url}"\n'
         )
-        world = World(root, "python")
+        world = World(root)
         cluster = KeptCluster(root / "nodes", extra=extra, source=source, release=base)
         try:
             await world.start()
@@ -171,6 +172,11 @@ async def test_three_nodes_change_their_release_under_traffic_and_a_broken_one_g
             end = await home.cluster.until(lambda: home.ended(run), "the rolling upgrade", ROLLED_S)
             assert end == f"done: 3 nodes now run {GOOD}; hub uploaded"
             assert await home.releases() == dict.fromkeys(("pi-1", "pi-2", "pi-3"), GOOD)
+            steps = list(await recorded(home.cluster, run))
+            turns = [step.removeprefix("node-") for step in steps if step.startswith("node-")]
+            assert sorted(turns) == ["pi-1", "pi-2", "pi-3"]
+            each = [f"{what}-{name}" for name in turns for what in ("leave", "node")]
+            assert steps == ["confirm", "look", *each, "hub"]
             assert home.failed == []
             good = home.asked
 

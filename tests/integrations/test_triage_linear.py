@@ -412,6 +412,19 @@ async def test_a_possible_duplicate_is_named_and_never_linked_by_itself(double: 
     assert {effect.kind for effect in double.effects} == {"issue-update", "comment-create"}
 
 
+async def test_an_issue_is_never_its_own_duplicate_nor_of_one_that_is_not_known(  # D5
+    double: LinearDouble, office: Office
+) -> None:
+    for number in range(6):
+        await office.take(double.create_issue(f"Colour {number} of a button", f"paint {number} differently"))
+    claim = "duplicate_of: LIN-999999, duplicate_of: LIN-7, duplicate_of: other/repository#1"
+    await office.take(double.create_issue("Backup fails at night", claim))
+    await office.take(double.said("LIN-7", "@picluster retry"))
+    assert office.cases.of("LIN-7") is not None, "it is remembered, and most like itself"
+    assert "Perhaps the same" not in ours(double, "LIN-7")
+    assert {effect.kind for effect in double.effects} <= {"issue-update", "comment-create", "comment-update"}
+
+
 async def test_in_quiet_hours_all_but_p0_waits(double: LinearDouble) -> None:
     office = Office(double, Policy(labels=LABELS, quiet="00:00-23:59"))
     await office.take(double.create_issue("Crash"))

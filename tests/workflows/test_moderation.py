@@ -184,7 +184,7 @@ TALKS = [
 ]
 
 
-@pytest.mark.parametrize("body", TALKS)
+@pytest.mark.parametrize("body", TALKS)  # D9
 def test_who_talks_to_the_model_is_looked_at_by_a_person_where_the_models_find_it_clean(body: str) -> None:
     deep = step({"quick": chosen(0.0)}, body)
     assert isinstance(deep, AskModel)

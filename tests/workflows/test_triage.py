@@ -387,6 +387,20 @@ def test_the_prompt_holds_no_names_ids_or_policy() -> None:  # D3: what is not i
     assert all(secret not in text for secret in (US, RUN, "i-1", "LIN-1", "l-Bug"))
 
 
+@pytest.mark.parametrize("other", ["LIN-1", "LIN-999999", "another/repository#1", "i-1"])
+def test_a_duplicate_that_a_model_names_is_dropped(other: str) -> None:  # D5: likeness is found by vectors alone
+    named = said(json.dumps({"type": "bug", "priority": "P1", "reason": "x", "duplicate_of": other}))
+    asked = step({"context": context(), "classify": named})
+    assert isinstance(asked, AskModel)
+    assert asked.name == "classify-2", "it is outside the schema"
+    odds = {"type": {"bug": 1.0}, "priority": {"P1": 1.0}, "duplicate": {other: 1.0}, "duplicate_of": {other: 1.0}}
+    scored = {"text": "{}", "model": "small", "node": "pi-1", "choices": odds}
+    results = {"context": context(), "classify": scored, "reason": answer(reason=f"duplicate_of: {other}")}
+    call = step({**results, "recheck": context(), "update": {"changed": []}})
+    assert isinstance(call, Call)
+    assert "Perhaps the same" not in call.arguments["body"]
+
+
 @pytest.mark.parametrize(  # D4
     ("reason", "shown"),
     [
