@@ -77,6 +77,7 @@ def completed() -> dict[str, Any]:
     return double.complete("LIN-1")
 
 
+SCORED = {"choices": {"type": {"bug": 1.0}, "priority": {"P1": 1.0}}, "model": "small", "node": "pi-1"}
 CLEAN = {"choices": {"verdict": {"clean": 1.0, "abuse": 0.0}}, "model": "small", "node": "pi-1"}
 
 
@@ -85,6 +86,7 @@ CLEAN = {"choices": {"verdict": {"clean": 1.0, "abuse": 0.0}}, "model": "small",
     [
         (triage, made(), {"context": issue()}),
         (triage, made(), {"context": issue(), "classify": {"text": "?"}}),
+        (triage, made(), {"context": issue(), "classify": SCORED}),
         (moderation, said(), {}),
         (moderation, said(), {"quick": CLEAN}),
         (spec, completed(), {"look": finished()}),
