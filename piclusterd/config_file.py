@@ -286,7 +286,7 @@ def _check_files(sheet: _Sheet, config: Config) -> None:
             _check_readable(sheet, (section, name), file)
     for number, model in enumerate(config.models):
         if model.path and not model.path.startswith(BUILTIN):
-            _check_readable(sheet, (MODELS, str(number), "path"), model.path)
+            _check_readable(sheet, (MODELS, str(number), "path"), model.path, directory=True)
     for section, name in LISTED_FILES:
         for number, row in enumerate(getattr(config, section)):
             if file := getattr(row, name):
@@ -320,12 +320,14 @@ def _check_providers(sheet: _Sheet, config: Config) -> None:
             sheet.fault((PROVIDERS, str(number), "name"), f'"{one.name}" is another provider\'s')
 
 
-def _check_readable(sheet: _Sheet, where: Where, file: str) -> None:
+def _check_readable(sheet: _Sheet, where: Where, file: str, *, directory: bool = False) -> None:
+    """`directory`: one will do as well; what kind of model it holds is seen when it is loaded."""
+    path = Path(file)
     try:
-        is_file = Path(file).is_file()
+        there = path.is_file() or (directory and path.is_dir())
     except PermissionError:  # of a directory above it
-        is_file = True
-    if not is_file:
+        there = True
+    if not there:
         sheet.fault(where, f"there is no file {file}")
     elif not os.access(file, os.R_OK):
         sheet.fault(where, f"{file} may not be read by this user")

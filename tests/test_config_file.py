@@ -163,6 +163,15 @@ def test_settings_that_belong_together_are_checked_together(write: Write) -> Non
     ]
 
 
+def test_a_model_may_be_a_directory_and_a_secret_may_not(write: Write) -> None:
+    path = write('[api]\nkeys_file = "it"\n[[models]]\nname = "a"\npath = "it"\n[[models]]\nname = "b"\npath = "no"\n')
+    (path.parent / "it").mkdir()
+    assert faults(path) == [
+        f"{path}:2: api.keys_file: there is no file {path.parent}/it",
+        f"{path}:8: models[2].path: there is no file {path.parent}/no",
+    ]
+
+
 def test_two_ephemeral_ports_do_not_clash() -> None:
     assert load(None, {"PICLUSTER_API_PORT": "0", "PICLUSTER_PEERS_PORT": "0"}).api.port == 0
 
