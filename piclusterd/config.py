@@ -162,6 +162,13 @@ class Inference:
     outside: Annotated[
         bool, Meta(description="what clients ask may leave the house for a provider, when no node can answer")
     ] = False
+    cache_bytes: Annotated[
+        int, Meta(ge=0, le=2**30, description="memory for answers that can only be the same again; 0: none are kept")
+    ] = 0
+    cache_minutes: Annotated[float, Meta(ge=0.1, le=10080.0, description="how long such an answer is kept")] = 60.0
+    cache_shared: Annotated[
+        bool, Meta(description="who asks the same under another key or address hears the same answer")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

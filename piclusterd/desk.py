@@ -40,6 +40,7 @@ from .events import (
 )
 from .ids import NodeId, Term
 from .inference import lan, providers
+from .inference.echoes import Echoes
 from .inference.lan import Lan
 from .inference.library import Library
 from .inference.pool import Pool
@@ -153,7 +154,10 @@ class Desk:
         )
         self._errands |= self.upgrades.errands
         self.stock = Stock(me.node, library, links.request, self.view, config.store.client_pulls)
-        self.serving = Serving(me.node, pool, self._who, self._relay, default_model)
+        kept = config.inference
+        echoes = Echoes(pool, kept.cache_bytes, 60 * kept.cache_minutes, kept.cache_shared)
+        self.meters.count_answers(echoes.told)
+        self.serving = Serving(me.node, pool, self._who, self._relay, default_model, echoes=echoes)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._company)
         self.batches = Batches(self.shelf, self.serving, self.take_hook, self._jobs.change, self._served, journal)

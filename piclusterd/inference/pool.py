@@ -294,6 +294,11 @@ class Pool:
         """The model of that name or alias, in whatever state."""
         return self._served.get(self._aliases.get(model, model))
 
+    def being(self, model: str) -> object | None:
+        """The child that answers for `model` now: another one may have loaded another file under the same name."""
+        served = self.served(model)
+        return served.child if served is not None and served.state == "ready" else None
+
     def mapped(self, but: str = "") -> int:
         """Bytes of the weights that models `but` one have mapped: the kernel calls their pages available."""
         own = self._served[but].spec.path if but in self._served else None

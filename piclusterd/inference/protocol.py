@@ -96,6 +96,8 @@ Priority = Literal["interactive", "workflow", "batch"]
 """Who goes first: somebody waits; a run waits; nobody waits."""
 Tenant = Annotated[str, Meta(max_length=TENANT_CHARS_MAX)]
 RequestId = Annotated[str, Meta(max_length=REQUEST_ID_CHARS_MAX)]
+Cache = Literal["", "hit", "joined", "miss"]
+"""Where an answer came from (`echoes`): remembered, another's in flight, the model. Empty: it was not looked for."""
 
 
 class Told(Frame, frozen=True):
@@ -259,6 +261,7 @@ class Done(Frame, frozen=True, tag="done"):
     tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] = ()
     waited_s: float = 0.0
     """In the queue of the node that answered."""
+    cache: Cache = ""
 
 
 class Beat(Frame, frozen=True, tag="beat"):
@@ -271,6 +274,7 @@ class Embedded(Frame, frozen=True, tag="embedded"):
     id: int
     vectors: tuple[bytes, ...]
     tokens: int
+    cache: Cache = ""
 
     @property
     def count(self) -> int:
@@ -279,7 +283,7 @@ class Embedded(Frame, frozen=True, tag="embedded"):
     def parts(self) -> Iterator[Embedded]:
         """One a text."""
         for vector, tokens in zip(self.vectors, _shares(self.tokens, self.count), strict=True):
-            yield Embedded(self.id, (vector,), tokens)
+            yield Embedded(self.id, (vector,), tokens, self.cache)
 
 
 class Classified(Frame, frozen=True, tag="classified"):

@@ -27,6 +27,7 @@ from ..ids import NodeId
 from ..wire import Dropped
 from .attempts import PATIENCE_S, Attempts, Who, elsewhere
 from .decisions import Decisions
+from .echoes import Echoes
 from .openai_body import ChatBody, chat_request, parse
 from .placement import ANY_MODEL
 from .pool import Pool
@@ -99,6 +100,7 @@ class Serving:
         relay: Relay,
         default_model: str = "",
         patience_s: float = PATIENCE_S,
+        echoes: Echoes | None = None,
     ) -> None:
         self._me = me
         self._pool = pool
@@ -107,6 +109,7 @@ class Serving:
         self._default = default_model
         self._patience_s = patience_s
         self.decisions = Decisions()
+        self._models: Echoes | Pool = echoes or pool
 
     async def generate(
         self, request: GenerateRequest, prefer: str = ""
@@ -154,9 +157,9 @@ class Serving:
 
     async def embed(self, request: EmbedRequest) -> tuple[Choice, Embedded]:
         """One vector a text, and who made them. Raises as `generate` does."""
-        choice, parts = await self._whole("embed", request, Embedded, self._pool.embed)
+        choice, parts = await self._whole("embed", request, Embedded, self._models.embed)
         vectors = tuple(vector for part in parts for vector in part.vectors)
-        return choice, Embedded(0, vectors, sum(part.tokens for part in parts))
+        return choice, Embedded(0, vectors, sum(part.tokens for part in parts), parts[0].cache)
 
     async def classify(self, request: ClassifyRequest) -> tuple[Choice, Classified]:
         """Labels and scores of each text, and who gave them. Raises as `generate` does."""
@@ -237,13 +240,13 @@ class Serving:
                 raise UserError("the relayed request is not valid", reason)
             case GenerateRequest():
                 with self.decisions.noted(request.id, name, request.model, request.priority, peer) as decision:
-                    async with aclosing(self._pool.generate(request.model, request)) as answers:
+                    async with aclosing(self._models.generate(request.model, request)) as answers:
                         async for frame in answers:
                             if isinstance(frame, Done):
                                 decision.done = frame
                             yield frame
             case EmbedRequest():
-                for part in (await self._pool.embed(request.model, request.texts, asked_by(request))).parts():
+                for part in (await self._models.embed(request.model, request.texts, asked_by(request))).parts():
                     yield part  # one text a message: they stay small
             case _:
                 for one in (await self._pool.classify(request.model, request.texts, asked_by(request))).parts():
@@ -257,7 +260,7 @@ class Serving:
     async def _answers(self, choice: Choice, request: GenerateRequest) -> AsyncGenerator[Delta | Done, None]:
         named = msgspec.structs.replace(request, model=choice.model)
         if choice.node == self._me:
-            async with aclosing(self._pool.generate(choice.model, named)) as frames:
+            async with aclosing(self._models.generate(choice.model, named)) as frames:
                 async for frame in frames:
                     yield frame
             return

@@ -11,7 +11,9 @@ node that left is gone from the next one. Others may register more collectors wi
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -57,6 +59,14 @@ class Meters:
             "piclusterd_relayed_bytes", "Relayed for others since the start.", registry=self.registry
         )
         self.registry.register(_ViewCollector(self))
+
+    def count_answers(self, told: Counts[str]) -> None:
+        """`told`: how many answers were remembered, joined or neither; it counts on by itself."""
+        counted = Gauge(
+            "piclusterd_cache_answers", "Repeatable answers since the start.", ["cache"], registry=self.registry
+        )
+        for cache in ("hit", "joined", "miss"):
+            counted.labels(cache).set_function(partial(told.__getitem__, cache))
 
     def exposition(self, view: View | None) -> bytes:
         """The text format; without a view only the counters."""

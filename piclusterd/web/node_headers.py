@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..events import Choice
-from ..inference.protocol import Done
+from ..inference.protocol import Done, Embedded
 
 
 def node_headers(choice: Choice) -> dict[str, str]:
@@ -18,10 +18,16 @@ def node_headers(choice: Choice) -> dict[str, str]:
     }
 
 
+def cache_header(answer: Done | Embedded) -> dict[str, str]:
+    """Whether it was remembered (hit), another's (joined) or the model's (miss); none where that was not looked for."""
+    return {"X-Picluster-Cache": answer.cache} if answer.cache else {}
+
+
 def end_headers(done: Done, took_s: float) -> dict[str, str]:
     """What is known when it has ended: header fields of a whole answer, the last comment of a stream."""
     return {
         "X-Picluster-Cached-Tokens": str(done.cached_tokens),
         "X-Picluster-Waited-Seconds": f"{done.waited_s:.3f}",
         "X-Picluster-Took-Seconds": f"{took_s:.3f}",
+        **cache_header(done),
     }

@@ -25,7 +25,7 @@ from ..inference.protocol import Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from ..views import View
 from . import ollama_schema as schema
-from .node_headers import node_headers
+from .node_headers import cache_header, node_headers
 from .ollama_body import (
     LATEST,
     AnsweredBody,
@@ -182,7 +182,7 @@ class _Api:
             return web.json_response({"model": body.model, "embeddings": []})
         choice, embedded = await self._serving.embed(embed_request(body, card.name))
         answer = schema.embeddings(body.model, embedded, time.monotonic() - began)
-        return web.json_response(answer, headers=node_headers(choice))
+        return web.json_response(answer, headers=node_headers(choice) | cache_header(embedded))
 
     async def old_embed(self, request: web.Request) -> web.Response:
         body = read(await request.read(), OldEmbedBody)
@@ -190,7 +190,7 @@ class _Api:
         if not body.prompt:
             return web.json_response({"embedding": []})
         choice, embedded = await self._serving.embed(embed_request(EmbedBody(body.model, body.prompt), card.name))
-        return web.json_response(schema.old_embedding(embedded), headers=node_headers(choice))
+        return web.json_response(schema.old_embedding(embedded), headers=node_headers(choice) | cache_header(embedded))
 
 
 def _nothing(body: AnsweredBody, shape: Shape) -> web.Response:

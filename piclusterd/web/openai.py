@@ -40,7 +40,7 @@ from ..inference.openai_body import (
 from ..inference.protocol import Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from . import openai_schema as schema
-from .node_headers import end_headers, node_headers
+from .node_headers import cache_header, end_headers, node_headers
 from .silences import KEEP_ALIVE_S, with_silences
 
 ListModels = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
@@ -113,7 +113,7 @@ class _Api:
         body = parse(await request.read(), EmbeddingsBody)
         choice, embedded = await self._serving.embed(embed_request(body))
         answer = schema.embeddings(choice.model, embedded, body.encoding_format == "base64")
-        return web.json_response(answer, headers=node_headers(choice))
+        return web.json_response(answer, headers=node_headers(choice) | cache_header(embedded))
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(schema.models(await self._list_models()))

@@ -18,6 +18,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 from piclusterd.errors import PiclusterError
 from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
+from piclusterd.inference.echoes import Echoes
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
 from piclusterd.inference.serving import Serving
@@ -57,7 +58,7 @@ async def no_classifiers() -> Sequence[str]:
 
 
 @asynccontextmanager
-async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
+async def running(slots: int = 2, queue_max: int = 8, cache_bytes: int = 0) -> AsyncIterator[Api]:
     changes = Changes()
     async with pool_of([spec(slots=slots)], queue_max, changes) as pool:
 
@@ -79,7 +80,7 @@ async def running(slots: int = 2, queue_max: int = 8) -> AsyncIterator[Api]:
             raise AssertionError("there is one node only")
 
         app = web.Application()
-        serving = Serving(ME, pool, who, relay)
+        serving = Serving(ME, pool, who, relay, echoes=Echoes(pool, cache_bytes))
         app.add_routes(routes(serving, list_models))
         app.add_routes(ollama.routes(serving, list_cards))
         app.add_routes(moderations.routes(serving, no_classifiers))
@@ -395,3 +396,16 @@ async def test_a_model_that_fails_mid_stream_ends_it_with_an_error_event() -> No
             async for _ in stream:
                 pass
         await closing
+
+
+async def test_sixteen_equal_requests_at_once_are_one_answer_and_the_next_is_remembered() -> None:
+    async with running(slots=1, queue_max=2, cache_bytes=1 << 20) as api:
+        body = {"model": NAME, "messages": HELLO, "temperature": 0, "max_tokens": 16}
+        told = await asyncio.gather(*(api.post("/v1/chat/completions", body) for _ in range(16)))
+        assert {status for status, _, _ in told} == {200}
+        assert len({answer["choices"][0]["message"]["content"] for _, _, answer in told}) == 1
+        assert [headers["X-Picluster-Cache"] for _, headers, _ in told].count("miss") == 1
+        assert (await api.post("/v1/chat/completions", body))[1]["X-Picluster-Cache"] == "hit"
+        for cache in ("miss", "hit"):
+            _, headers, _ = await api.post("/v1/embeddings", {"model": NAME, "input": ["one"]})
+            assert headers["X-Picluster-Cache"] == cache
