@@ -36,6 +36,7 @@ PI_1, PI_2, PI_3 = (NodeId(digit * 16) for digit in "123")
 ASKED = msgspec.structs.replace(GREEDY, model=NAME)
 FAST = ModelFacts(NAME, embeddings=True, prefill_tps=9999.0, decode_tps=9999.0)
 """What a node claims that is chosen first."""
+SLOW = ModelFacts(NAME, embeddings=True, prefill_tps=1.0, decode_tps=1.0)
 
 
 class Town:
@@ -139,7 +140,7 @@ async def test_nodes_that_fail_before_the_first_token_are_passed_over() -> None:
     town.claim(PI_2, FAST)
     town.claim(PI_3, FAST)
     async with pool_of([spec()]) as pool:
-        serving = town.move_in(PI_1, pool)
+        serving = town.move_in(PI_1, pool, [SLOW])
         assert (await collected(serving.generate(ASKED)))[0]
         assert (await serving.embed(EmbedRequest(NAME, ("x",))))[0].node == PI_1
     assert town.relayed == [(PI_2, "generate"), (PI_3, "generate"), (PI_2, "embed"), (PI_3, "embed")]
