@@ -68,5 +68,6 @@ def merged(frames: Iterable[Frame]) -> list[Frame]:
                 before.tokens + frame.tokens,
                 before.logprobs + frame.logprobs,
                 before.ids + frame.ids,
+                before.calls + frame.calls,
             )
     return [*deltas.values(), *others]

@@ -101,10 +101,12 @@ Cache = Literal["", "hit", "joined", "miss"]
 
 
 class Told(Frame, frozen=True):
-    """What of an answer its reader has: these tokens, and the first `chars` characters of their text."""
+    """What of an answer its reader has: these tokens, the first `chars` characters of their text, and `calls`."""
 
     tokens: tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], ...] = ()
     chars: Annotated[int, Meta(ge=0)] = 0
+    calls: Annotated[tuple[ToolCall, ...], Meta(max_length=TOOLS_MAX)] = ()
+    """The last with the arguments that there are yet."""
 
 
 class GenerateRequest(Frame, frozen=True):
@@ -232,22 +234,34 @@ class TokenLogprob(Frame, frozen=True):
     top: tuple[tuple[bytes, float], ...] = ()
 
 
+class CallPart(Frame, frozen=True):
+    """The next piece of the arguments of call `index`; `id` and `name` come with its first, `last` ends it (a
+    provider's may come without)."""
+
+    index: Annotated[int, Meta(ge=0, lt=TOOLS_MAX)]
+    arguments: str
+    id: Annotated[str, Meta(max_length=256)] = ""
+    name: Annotated[str, Meta(max_length=TOOL_NAME_MAX)] = ""
+    last: bool = False
+
+
 class Delta(Frame, frozen=True, tag="delta"):
     """`tokens` counts those since the last Delta, whether their text is out yet or not; `ids` and `logprobs` are
-    theirs."""
+    theirs. `calls`: what has come of tool calls, after `text`."""
 
     id: int
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     ids: tuple[int, ...] = ()
+    calls: tuple[CallPart, ...] = ()
 
 
 class Done(Frame, frozen=True, tag="done"):
     """The end of an answer. Rates are of this request, tokens per second; 0 where too short to tell.
 
     `choices`: of each field asked for, the probability of each option, given that the answer is one of them.
-    `tool_calls`: what the model wants called; their text was not told as Deltas.
+    `tool_calls`: all that the model wants called, be it told in Deltas (`calls`) or not.
     """
 
     id: int

@@ -28,9 +28,11 @@ from ..ids import NodeId
 from ..integrations import huggingface, openai_compatible, workers_ai
 from ..integrations.openai_compatible import Dialect, OpenAICompatible, ProviderFailed, as_object
 from .answering import Answering, Item
+from .calling import Calling
 from .openai_body import ChatBody, chat_request, parse
 from .protocol import (
     TOOLS_MAX,
+    CallPart,
     ChatMessage,
     Classified,
     ClassifyRequest,
@@ -210,12 +212,12 @@ class Fallback:
         reason = f"{provider.name}: no node could: {missing.what}"
         async with aclosing(provider.client.chat(ask_of(request, provider.model))) as chunks:
             async for chunk in chunks:
-                text = answer.take(chunk)
+                text, parts = answer.take(chunk)
                 if not answer.begun:
                     answer.begun = True
                     yield Started(Choice(NodeId(""), provider.name, provider.model, reason))
-                if text:
-                    yield Delta(0, text, 1)
+                if text or parts:
+                    yield Delta(0, text, 1, calls=parts)
         if not answer.begun:
             raise ProviderFailed("broken", "the answer is empty")
         done = answer.done()
@@ -284,41 +286,45 @@ class _Answer:
         self._asked_chars, self._chars = request.text_length, 0
         self._reason = "stop"
         self._usage: Json = {}
-        self._calls: dict[int, list[str]] = {}
+        self._calling = Calling()
+        self._places: dict[int, int] = {}
+        """Of calls, by the provider's numbers."""
 
-    def take(self, chunk: Mapping[str, Any]) -> str:
-        """The text in one chunk."""
+    def take(self, chunk: Mapping[str, Any]) -> tuple[str, tuple[CallPart, ...]]:
+        """The text in one chunk, and the pieces of calls."""
         self._usage = as_object(chunk.get("usage")) or self._usage
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             raise ProviderFailed("broken", "the answer is no completion")
         if not choices:
-            return ""
+            return "", ()
         choice = as_object(choices[0])
         delta = as_object(choice.get("delta"))
         self._reason = str(choice.get("finish_reason") or self._reason)
         calls = delta.get("tool_calls")
-        for number, call in enumerate(calls if isinstance(calls, list) else ()):
-            self._call(number, as_object(call))
+        listed = enumerate(calls if isinstance(calls, list) else ())
+        parts = tuple(self._part(number, as_object(call)) for number, call in listed)
+        self._calling.add(parts)
         text = delta.get("content")
         text = text if isinstance(text, str) else ""
         self._chars += len(text)
-        return text
+        return text, parts
 
-    def _call(self, number: int, call: Json) -> None:
+    def _part(self, number: int, call: Json) -> CallPart:
         index, function = call.get("index", number), as_object(call.get("function"))
         if not isinstance(index, int) or not 0 <= index < TOOLS_MAX:
             raise ProviderFailed("broken", "a tool call has no place")
-        parts = self._calls.setdefault(index, ["", "", ""])
-        parts[0] = parts[0] or str(call.get("id") or "")
-        parts[1] += str(function.get("name") or "")
-        parts[2] += str(function.get("arguments") or "")
+        arguments = str(function.get("arguments") or "")
+        if index in self._places:
+            return CallPart(self._places[index], arguments)
+        place = self._places[index] = len(self._places)
+        id, name = str(call.get("id") or f"call_{index}"), str(function.get("name") or "")
+        if not name:
+            raise ProviderFailed("broken", "a tool call has no name")
+        return CallPart(place, arguments, id, name)
 
     def done(self) -> Done:
-        calls = tuple(
-            ToolCall(id or f"call_{index}", name, arguments or "{}")
-            for index, (id, name, arguments) in sorted(self._calls.items())
-        )
+        calls = tuple(ToolCall(call.id, call.name, call.arguments or "{}") for call in self._calling.calls)
         return Done(
             0,
             "length" if self._reason == "length" else "stop",

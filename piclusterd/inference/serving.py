@@ -26,6 +26,7 @@ from ..events import Choice, WhoServes
 from ..ids import NodeId
 from ..wire import Dropped
 from .attempts import PATIENCE_S, Attempts, Who, elsewhere
+from .calling import Calling
 from .decisions import Decisions
 from .echoes import Echoes
 from .openai_body import ChatBody, chat_request, parse
@@ -69,17 +70,19 @@ class Progress:
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._chars = 0
+        self._calling = Calling()
 
     def add(self, frame: Delta | Done) -> None:
         if isinstance(frame, Delta):
             self._tokens += frame.ids
             self._chars += len(frame.text)
+            self._calling.add(frame.calls)
 
     def rest(self, request: GenerateRequest) -> GenerateRequest:
         """What is to be asked of the node that goes on."""
         if not self._chars and not self._tokens:
             return request
-        return msgspec.structs.replace(request, told=Told(tuple(self._tokens), self._chars))
+        return msgspec.structs.replace(request, told=Told(tuple(self._tokens), self._chars, self._calling.calls))
 
 
 @dataclass(frozen=True, slots=True)

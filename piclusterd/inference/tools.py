@@ -1,6 +1,7 @@
 """Tools of a request: told to the model, demanded of it by a grammar, and found in what it answers.
 
-    request ──asked──▶ engine ──Delta*──▶ told: text goes on at once, what may be a call is held ──▶ Done(tool_calls)
+    request ──asked──▶ engine ──Delta*──▶ told: text goes on at once, what may be a call is held
+                                                └─ a call for certain: told as it forms (`calling`) ──▶ Done(tool_calls)
 
 Models write calls in the way they were taught: `<tool_call>{"name", "arguments"}</tool_call>` (Hermes, Qwen), bare JSON
 with `parameters` (Llama 3), a list of such (Mistral). What was held and is no call of a tool that was offered is told
@@ -13,16 +14,29 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from ..errors import UserError
-from .protocol import TOOLS_MAX, ChatMessage, Delta, Done, Failed, Frame, GenerateRequest, TokenLogprob, ToolCall
+from .calling import Reader, new_id
+from .protocol import (
+    TOOLS_MAX,
+    CallPart,
+    ChatMessage,
+    Delta,
+    Done,
+    Failed,
+    Frame,
+    GenerateRequest,
+    TokenLogprob,
+    Told,
+    ToolCall,
+)
 
 NAMED = "name:"
+NOTHING = Told()
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 BEGINNINGS = ("{", "[", "<|python_tag|>")
 """An answer that begins so may be a call as a whole."""
@@ -46,7 +60,7 @@ class ToolCalls:
             return msgspec.structs.replace(request, tools="")
         tools = read_tools(request.tools)
         names = frozenset(tool["function"]["name"] for tool in tools)
-        self._watches[number] = Watch(names, request.parallel_tool_calls, request.told.chars > 0)
+        self._watches[number] = Watch(names, request.parallel_tool_calls, request.told)
         if request.tool_choice == "auto":
             return request
         wanted = request.tool_choice.removeprefix(NAMED) if request.tool_choice.startswith(NAMED) else ""
@@ -74,13 +88,16 @@ class ToolCalls:
 
 
 class Watch:
-    """One answer. `going_on`: its beginning was told by another child already."""
+    """One answer. `told`: what another child has told of its beginning."""
 
-    def __init__(self, names: frozenset[str], parallel: bool, going_on: bool = False) -> None:
+    def __init__(self, names: frozenset[str], parallel: bool, told: Told = NOTHING) -> None:
         self._names = names
         self._parallel = parallel
-        self._plain = going_on
+        self._plain = told.chars > 0
         """Whether it has begun with something that is no call."""
+        self._reader = Reader(names, TOOLS_MAX if parallel else 1, told.calls)
+        self._reading = False
+        """Whether all that comes goes to the reader."""
         self._held = ""
         self._tokens = 0
         self._ids: tuple[int, ...] = ()
@@ -91,7 +108,12 @@ class Watch:
         self._tokens += delta.tokens
         self._ids += delta.ids
         self._logprobs += delta.logprobs
-        return self._release(delta.id, self._certain())
+        if self._reading:
+            return self._release(delta.id, 0, self._reader.feed(delta.text))
+        plain = self._certain()
+        rest = self._held[plain:]
+        self._reading = rest.startswith(OPEN) or (not self._plain and rest.lstrip().startswith(BEGINNINGS))
+        return self._release(delta.id, plain, self._reader.feed(rest) if self._reading else [])
 
     def _certain(self) -> int:
         """How much of what is held is text for certain."""
@@ -107,22 +129,24 @@ class Watch:
             return at
         return len(self._held) - _overlap(self._held, OPEN)
 
-    def _release(self, number: int, length: int) -> list[Delta]:
+    def _release(self, number: int, length: int, parts: Sequence[CallPart] = ()) -> list[Delta]:
         text, self._held = self._held[:length], self._held[length:]
-        if not text:
+        if not text and not parts:
             return []
-        told = Delta(number, text, self._tokens, self._logprobs, self._ids)
+        told = Delta(number, text, self._tokens, self._logprobs if text else (), self._ids, tuple(parts))
         self._tokens, self._ids, self._logprobs = 0, (), ()
         return [told]
 
     def finish(self, done: Done) -> list[Frame]:
         if done.reason == "cancelled":
             return [done]
-        calls = find_calls(self._held, self._names)
-        if not calls:
+        told = self._reader.calls
+        if self._parallel or not told:
+            told += find_calls(self._reader.rest if told else self._held, self._names)
+        if not told:
             return [*self._release(done.id, len(self._held)), done]
-        told = calls if self._parallel else calls[:1]
-        return [msgspec.structs.replace(done, tool_calls=told)]
+        reason = "stop" if self._reader.whole else done.reason
+        return [msgspec.structs.replace(done, reason=reason, tool_calls=told[: TOOLS_MAX if self._parallel else 1])]
 
 
 def find_calls(text: str, names: frozenset[str]) -> tuple[ToolCall, ...]:
@@ -160,7 +184,7 @@ def _call(value: Any, names: frozenset[str]) -> ToolCall | None:
         arguments = next(iter(_values(arguments)), None)
     if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
         return None
-    return ToolCall(f"call_{secrets.token_hex(12)}", name, json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(new_id(), name, json.dumps(arguments, ensure_ascii=False))
 
 
 def read_tools(text: str) -> list[dict[str, Any]]:

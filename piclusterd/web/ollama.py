@@ -21,6 +21,7 @@ from aiohttp import web
 
 from ..errors import NotFound, PiclusterError, Refused, Unavailable, UserError
 from ..inference.answering import Answering
+from ..inference.calling import Calling
 from ..inference.protocol import Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from ..views import View
@@ -230,6 +231,7 @@ class _Lines:
     def __init__(self, request: web.Request, shape: Shape | None = None) -> None:
         self._request, self._shape = request, shape
         self._asked, self._first = time.monotonic(), 0.0
+        self._calling, self._called = Calling(), 0
         headers = {"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"}
         self._response = web.StreamResponse(headers=headers)
 
@@ -268,9 +270,16 @@ class _Lines:
         if isinstance(item, Delta):
             if item.text:
                 await self._line(self._shape.part(item.text, time.time()))
+            self._calling.add(item.calls)
+            for part in item.calls:
+                if part.last:
+                    await self._line(
+                        self._shape.calling(self._calling.calls[self._called : part.index + 1], time.time())
+                    )
+                    self._called = part.index + 1
             return
-        if item.tool_calls:
-            await self._line(self._shape.calling(item, time.time()))
+        if item.tool_calls[self._called :]:
+            await self._line(self._shape.calling(item.tool_calls[self._called :], time.time()))
         clock = Clock(self._asked, self._first, time.monotonic())
         await self._line(self._shape.ending(item, clock, time.time()))
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import PiclusterError
-from ..inference.protocol import Done, Embedded
+from ..inference.protocol import Done, Embedded, ToolCall
 from .ollama_body import LATEST
 
 Json = dict[str, Any]
@@ -88,19 +88,19 @@ class Shape:
     def part(self, text: str, wall: float) -> Json:
         return self._envelope(wall) | self._said(text) | {"done": False}
 
-    def calling(self, done: Done, wall: float) -> Json:
-        """The part with what the model wants called."""
-        return self._envelope(wall) | self._said("", done) | {"done": False}
+    def calling(self, calls: Sequence[ToolCall], wall: float) -> Json:
+        """A part with what the model wants called: whole calls, since arguments are objects here."""
+        return self._envelope(wall) | self._said("", calls) | {"done": False}
 
     def ending(self, done: Done, clock: Clock, wall: float) -> Json:
         """The last line of a stream."""
-        return self._ended("", None, done, clock, wall)
+        return self._ended("", (), done, clock, wall)
 
     def whole(self, text: str, done: Done, clock: Clock, wall: float) -> Json:
         """The one answer of no stream."""
-        return self._ended(text, done, done, clock, wall)
+        return self._ended(text, done.tool_calls, done, clock, wall)
 
-    def _ended(self, text: str, calls: Done | None, done: Done, clock: Clock, wall: float) -> Json:
+    def _ended(self, text: str, calls: Sequence[ToolCall], done: Done, clock: Clock, wall: float) -> Json:
         reason = {"done": True, "done_reason": "length" if done.reason == "length" else "stop"}
         return self._envelope(wall) | self._said(text, calls) | reason | clock.durations(done)
 
@@ -111,14 +111,13 @@ class Shape:
     def _envelope(self, wall: float) -> Json:
         return {"model": self.model, "created_at": stamp(wall)}
 
-    def _said(self, text: str, calls: Done | None = None) -> Json:
+    def _said(self, text: str, calls: Sequence[ToolCall] = ()) -> Json:
         if not self.chat:
             return {"response": text}
         message: Json = {"role": "assistant", "content": text}
-        if calls is not None and calls.tool_calls:
+        if calls:
             message["tool_calls"] = [
-                {"id": call.id, "function": {"name": call.name, "arguments": _object(call.arguments)}}
-                for call in calls.tool_calls
+                {"id": call.id, "function": {"name": call.name, "arguments": _object(call.arguments)}} for call in calls
             ]
         return {"message": message}
 

@@ -16,6 +16,7 @@ import json
 import math
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -27,6 +28,7 @@ from aiohttp import web
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice
 from ..inference.answering import Answering
+from ..inference.calling import Calling
 from ..inference.openai_body import (
     ChatBody,
     CompletionBody,
@@ -37,7 +39,7 @@ from ..inference.openai_body import (
     embed_request,
     parse,
 )
-from ..inference.protocol import Delta, Done, GenerateRequest
+from ..inference.protocol import CallPart, Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from . import openai_schema as schema
 from .node_headers import cache_header, end_headers, node_headers
@@ -201,6 +203,7 @@ class _Stream:
         self._shape = shape
         self._usage = usage
         self._ended: list[Done] = []
+        self._calling: defaultdict[int, Calling] = defaultdict(Calling)
         self._began = time.monotonic()
         self._response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -237,14 +240,20 @@ class _Stream:
                 if self._shape.chat:
                     await self._event(self._shape.opening(index))
             case Delta():
-                await self._event(self._shape.part(index, item.text, item.logprobs))
+                if item.text or item.logprobs or not item.calls:
+                    await self._event(self._shape.part(index, item.text, item.logprobs))
+                await self._called(index, item.calls)
             case Done():
                 self._ended.append(item)
-                if item.tool_calls:
-                    await self._event(self._shape.calling(index, item))
+                await self._called(index, self._calling[index].rest(item))
                 await self._event(self._shape.ending(index, item))
                 told = end_headers(item, time.monotonic() - self._began)
                 await self._response.write(f": {json.dumps(told)}\n\n".encode())
+
+    async def _called(self, index: int, parts: Sequence[CallPart]) -> None:
+        self._calling[index].add(parts)
+        for part in parts:
+            await self._event(self._shape.calling(index, [part]))
 
     async def _event(self, data: Mapping[str, Any]) -> None:
         await self._response.write(b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n")

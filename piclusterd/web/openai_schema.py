@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
-from ..inference.protocol import Done, Embedded, Field, TokenLogprob
+from ..inference.protocol import CallPart, Done, Embedded, Field, TokenLogprob
 
 Json = dict[str, Any]
 
@@ -61,10 +61,9 @@ class Shape:
     def part(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> Json:
         return self._chunk(index, {"content": text} if self.chat else {"text": text}, None, self._logprobs(logprobs))
 
-    def calling(self, index: int, done: Done) -> Json:
-        """The calls that the answer ends with, in one chunk."""
-        calls = [{"index": number, **call} for number, call in enumerate(_tool_calls(done))]
-        return self._chunk(index, {"tool_calls": calls}, None)
+    def calling(self, index: int, parts: Sequence[CallPart]) -> Json:
+        """What has come of the calls that the answer makes."""
+        return self._chunk(index, {"tool_calls": [_call_part(part) for part in parts]}, None)
 
     def ending(self, index: int, done: Done) -> Json:
         chunk = self._chunk(index, {} if self.chat else {"text": ""}, finish_reason(done))
@@ -102,9 +101,18 @@ class Shape:
 
 
 def finish_reason(done: Done) -> str:
-    if done.tool_calls:
-        return "tool_calls"
-    return "length" if done.reason == "length" else "stop"
+    """ "length" goes before calls: the last of them is not whole then."""
+    if done.reason == "length":
+        return "length"
+    return "tool_calls" if done.tool_calls else "stop"
+
+
+def _call_part(part: CallPart) -> Json:
+    told: Json = {"index": part.index, "function": {"arguments": part.arguments}}
+    if part.name:
+        told |= {"id": part.id, "type": "function"}
+        told["function"] = {"name": part.name, "arguments": part.arguments}
+    return told
 
 
 def _tool_calls(done: Done) -> list[Json]:

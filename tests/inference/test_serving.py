@@ -15,6 +15,7 @@ import pytest
 from piclusterd.errors import NotFound, PiclusterError, Unavailable, UserError
 from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
+from piclusterd.inference.calling import Calling
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
 from piclusterd.inference.protocol import (
@@ -239,6 +240,34 @@ async def test_an_answer_goes_on_on_another_node_as_if_it_had_not_broken_off(cha
     assert (ended.reason, ended.prompt_tokens, ended.completion_tokens) == (
         end.reason, end.prompt_tokens, end.completion_tokens,
     )  # fmt: skip
+    assert town.relayed == [(PI_2, "generate"), (PI_3, "generate")]
+
+
+async def test_a_tool_call_goes_on_on_another_node_in_the_midst_of_its_arguments() -> None:
+    parameters = {"type": "object", "properties": {"text": {"type": "string", "minLength": 200}}, "required": ["text"]}
+    tool = {"type": "function", "function": {"name": "say", "parameters": parameters}}
+    asked = GenerateRequest(NAME, prompt="x", temperature=0.0, tools=json.dumps([tool]), tool_choice="required")
+    town, calling = Town(), Calling()
+    async with pool_of([spec()]) as first, pool_of([spec()]) as second, pool_of([]) as empty:
+        _, end = await collected(town.move_in(PI_2, first).generate(asked))
+        here = town.move_in(PI_1, empty)
+        async with aclosing(here.generate(asked)) as answer:
+            while not (calling.calls and len(calling.calls[0].arguments) > 30):
+                item = await anext(answer)
+                calling.add(item.calls if isinstance(item, Delta) else ())
+            town.move_in(PI_3, second)
+            closing = asyncio.create_task(first.close())
+            ids = {call.id for call in calling.calls}
+            async for item in answer:
+                if isinstance(item, Delta):
+                    calling.add(item.calls)
+                    assert not item.text
+                elif isinstance(item, Done):
+                    assert calling.rest(item) == []
+                    assert item.tool_calls == calling.calls
+            await closing
+    assert calling.calls[0].arguments == end.tool_calls[0].arguments
+    assert {call.id for call in calling.calls} == ids
     assert town.relayed == [(PI_2, "generate"), (PI_3, "generate")]
 
 

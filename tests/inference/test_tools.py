@@ -91,7 +91,7 @@ def test_what_is_no_call_of_an_offered_tool_is_told_as_text(answer: str) -> None
 
 def test_text_before_a_call_is_told_at_once_and_the_call_is_not() -> None:
     frames = played(["Let me", " look. ", "<tool", "_call>", CALL, "</tool_call>"])
-    assert [frame.text for frame in frames if isinstance(frame, Delta)] == ["Let me", " look. "]
+    assert [frame.text for frame in frames if isinstance(frame, Delta) and frame.text] == ["Let me", " look. "]
     assert called(frames) == [COLOGNE]
 
 
