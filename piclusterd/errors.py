@@ -4,6 +4,7 @@
     ├── UserError        400  the caller's fault; nothing changed
     │   ├── ConfigError   –   the operator's file; the daemon does not start
     │   ├── NotFound     404
+    │   ├── TooLong      400  more than the model can read
     │   └── Refused      403  identity, token or signature does not allow it
     ├── Unavailable      503  nobody's fault; try again after `retry_after_s`; nothing changed
     │   └── Overloaded   429
@@ -46,6 +47,12 @@ class Refused(UserError):
     """The caller is known not to be allowed, or cannot show who it is. Nothing changed."""
 
     status = 403
+
+
+class TooLong(UserError):
+    """What is asked does not fit the model's context. Clients look at `code`: it is OpenAI's."""
+
+    code = "context_length_exceeded"
 
 
 class ConfigError(UserError):

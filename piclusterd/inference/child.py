@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import PiclusterError, Unavailable, UserError
 from ..wire import Dropped
+from .faults import raised
 from .models import ModelSpec
 from .process import EXIT_GRACE_S, Activated, Process, Spawned
 from .protocol import (
@@ -36,7 +37,6 @@ from .protocol import (
     Ready,
     decode,
     framed,
-    raised,
 )
 
 HANG_S = 120.0

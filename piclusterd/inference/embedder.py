@@ -16,8 +16,9 @@ import llama_cpp as lib
 import numpy as np
 
 from ..errors import Broken, UserError
+from .faults import failed
 from .llama import Batch, Weights, last_errors
-from .protocol import Embedded, Failed, failed
+from .protocol import Embedded, Failed
 
 EMBED_TOKENS_MAX = 2048
 """Tokens of one text to embed. It has to fit one physical batch, whose buffers grow with it."""

@@ -26,9 +26,10 @@ from .budget import FORKS, sequences
 from .choosing import Choosing
 from .detokenise import TextStream
 from .embedder import Embeddings
+from .faults import failed, too_long
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights, likeliest
 from .prompts import Prompts
-from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told, failed
+from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told
 from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, log_probabilities
@@ -91,12 +92,7 @@ class Engine:
         choosing = self._choosing(request)
         longest = choosing.longest if choosing is not None else 1
         if len(tokens) + longest > self.context:
-            raise UserError(
-                f"the prompt has {len(tokens)} tokens",
-                f"The context of this model is {self.context} tokens, and the answer needs at least {longest}.",
-                "Shorten it, or give the model a larger `context` in the configuration.",
-                param="messages" if request.messages else "prompt",
-            )
+            raise too_long(request, len(tokens), self.context, longest, self._weights.context_trained)
         seed = secrets.randbits(32) if request.seed is None else request.seed
         limit = self.context - len(tokens)
         sequence = Sequence(

@@ -21,6 +21,7 @@ import torch
 
 from ..errors import Broken, UserError
 from .detokenise import TextStream
+from .faults import failed, too_long
 from .hf_files import TASKS, check_directory
 from .hf_model import HfModel
 from .hf_text import HfText
@@ -35,7 +36,6 @@ from .protocol import (
     GenerateRequest,
     Load,
     Ready,
-    failed,
 )
 
 PACK_TEXTS, PACK_TOKENS = 32, 4096
@@ -99,13 +99,10 @@ class HfEngine:
         _only_plain(request)
         tokens = self._prompt(request)
         room = self._room if self._summarizes else self._room - 1
-        if not 0 < len(tokens) <= room:
-            raise UserError(
-                f"the prompt has {len(tokens)} tokens",
-                f"This model takes 1 to {room}.",
-                "Shorten it.",
-                param="messages" if request.messages else "prompt",
-            )
+        if not tokens:
+            raise UserError("the prompt is empty", param="messages" if request.messages else "prompt")
+        if len(tokens) > room:
+            raise too_long(request, len(tokens), self._room, self._room - room, self._model.positions)
         seed = secrets.randbits(32) if request.seed is None else request.seed
         random = torch.Generator().manual_seed(seed)
         limit = self._limit(len(tokens))

@@ -86,6 +86,7 @@ class Placement:
         best = min(
             self._offers(name, able, asked, now),
             key=lambda offer: (
+                0 < offer.facts.context < asked.prompt_tokens,  # it would not fit, as far as one can guess
                 DRAINING in offer.member.facts.flags,
                 asked.prefer not in ("", offer.member.facts.role),
                 offer.seconds,

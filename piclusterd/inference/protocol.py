@@ -21,7 +21,6 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from ..errors import Broken, NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
 from ..wire import Dropped, unpack
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
@@ -318,7 +317,7 @@ class Classified(Frame, frozen=True, tag="classified"):
 
 
 class Failed(Frame, frozen=True, tag="failed"):
-    """A `PiclusterError` on its way to the caller."""
+    """A `PiclusterError` on its way to the caller (`faults`)."""
 
     id: int
     status: int
@@ -327,6 +326,7 @@ class Failed(Frame, frozen=True, tag="failed"):
     fix: str = ""
     param: str | None = None
     retry_after_s: float = 0.0
+    code: str = ""
 
 
 ToChild = Load | Generate | Cancel | Embed | Classify
@@ -377,33 +377,3 @@ def _finite(request: GenerateRequest) -> bool:
             *(bias for _, bias in request.logit_bias),
         )
     )  # fmt: skip
-
-
-def failed(request_id: int, fault: PiclusterError) -> Failed:
-    """`fault` as a frame; `raised` is its inverse."""
-    return Failed(
-        request_id,
-        fault.status,
-        fault.what,
-        fault.why,
-        fault.fix,
-        getattr(fault, "param", None),
-        getattr(fault, "retry_after_s", 0.0),
-    )
-
-
-def raised(frame: Failed) -> PiclusterError:
-    """The error that `frame` stands for."""
-    match frame.status:
-        case 429:
-            return Overloaded(frame.what, frame.why, frame.fix, frame.retry_after_s)
-        case 503:
-            return Unavailable(frame.what, frame.why, frame.fix, frame.retry_after_s)
-        case 404:
-            return NotFound(frame.what, frame.why, frame.fix, frame.param)
-        case 403:
-            return Refused(frame.what, frame.why, frame.fix, frame.param)
-        case 400:
-            return UserError(frame.what, frame.why, frame.fix, frame.param)
-        case _:
-            return Broken(frame.what, frame.why, frame.fix)

@@ -29,6 +29,7 @@ from .attempts import PATIENCE_S, Attempts, Who, elsewhere
 from .calling import Calling
 from .decisions import Decisions
 from .echoes import Echoes
+from .faults import failed, raised
 from .openai_body import ChatBody, chat_request, parse
 from .placement import ANY_MODEL
 from .pool import Pool
@@ -47,8 +48,6 @@ from .protocol import (
     Told,
     decode,
     encode,
-    failed,
-    raised,
 )
 from .turns import CHARS_PER_TOKEN, Asked, asked_by
 

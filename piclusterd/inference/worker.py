@@ -34,6 +34,7 @@ import psutil
 from ..errors import PiclusterError, UserError
 from ..wire import Dropped
 from .budget import Room, Shape, need, refusal, sequences
+from .faults import failed
 from .gguf import read_shape
 from .hf_files import check_directory
 from .models import check_header
@@ -54,7 +55,6 @@ from .protocol import (
     Task,
     ToChild,
     decode,
-    failed,
 )
 from .tools import ToolCalls
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import NotFound, Overloaded, PiclusterError, Refused, Unavailable, UserError
+from ..errors import NotFound, Overloaded, PiclusterError, Refused, TooLong, Unavailable, UserError
 from ..inference.protocol import CallPart, Done, Embedded, Field, TokenLogprob
 
 Json = dict[str, Any]
@@ -192,6 +192,8 @@ def _kind_and_code(fault: PiclusterError) -> tuple[str, str | None]:
     match fault:
         case NotFound():
             return "invalid_request_error", "model_not_found" if fault.param == "model" else "not_found"
+        case TooLong():
+            return "invalid_request_error", fault.code
         case Refused():
             return "permission_error", None
         case UserError():

@@ -62,6 +62,16 @@ def test_a_queue_sends_requests_elsewhere() -> None:
     assert chosen(placed(member(PI_1, serving(queued=1)), member(PI_2, serving()))).node == PI_2
 
 
+def test_a_long_prompt_goes_where_it_fits_and_is_refused_only_where_it_fits_nowhere() -> None:
+    near, far = member(PI_1, serving(context=512)), member(PI_2, serving(context=4096, queued=3))
+    asked = WhoServes(0, "qwen", prompt_tokens=1000)
+    for members, node in (((near, far), PI_2), ((near,), PI_1), ((near, member(PI_2, serving(queued=3))), PI_2)):
+        choice = placed(*members).choose(asked, 0.0)
+        assert isinstance(choice, Choice)
+        assert choice.node == node
+    assert chosen(placed(near, far)).node == PI_1
+
+
 def test_a_throttled_board_is_avoided_while_another_is_as_fast() -> None:
     hot = member(PI_1, serving(), flags=("throttled",))
     assert chosen(placed(hot, member(PI_2, serving()))).node == PI_2

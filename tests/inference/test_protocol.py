@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piclusterd.errors import Broken, NotFound, Overloaded, PiclusterError, Unavailable, UserError
+from piclusterd.inference.faults import failed, raised
 from piclusterd.inference.protocol import (
     Answer,
     ChatMessage,
@@ -19,8 +20,6 @@ from piclusterd.inference.protocol import (
     ToChild,
     decode,
     encode,
-    failed,
-    raised,
 )
 from piclusterd.wire import Dropped
 
