@@ -104,7 +104,7 @@ async def in_turns(sides: list[Generate], quick: bool) -> list[Found]:
     """What was found of each of `sides`."""
     found: list[dict[str, list[float]]] = [{} for _ in sides]
     for generate in sides:
-        await beside(generate, 1, 2, 8)  # pages of the model are read, kernels are warm
+        await beside(generate, 1, 2, ANSWER_TOKENS_QUICK)  # pages of the model are read, kernels are warm
     number = 2
     for measure in measures(quick):
         for _ in range(ROUNDS_QUICK if quick else ROUNDS):

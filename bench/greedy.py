@@ -19,14 +19,14 @@ from bench.inference_sides import DEMO, Generate, Request, Setup, llama_server, 
 from bench.report import Report, main
 from piclusterd.inference.demo_model.issues import draw_issues
 from piclusterd.inference.demo_model.prompt import rendered_prompt
-from piclusterd.inference.llama import BATCH_TOKENS, ROWS
+from piclusterd.inference.llama import BATCH_TOKENS
 
 PROMPTS, PROMPTS_QUICK = 200, 64
 RANDOM_PROMPTS, RANDOM_PROMPTS_QUICK = 40, 6
 TOKENS = 32
 TOGETHER = 8
 CONTEXT = 8192
-SAME = ("--kv-unified", "-b", str(BATCH_TOKENS), "-ub", str(ROWS))
+SAME = ("--kv-unified", "-b", str(BATCH_TOKENS), "-ub", str(BATCH_TOKENS), "-fa", "on")
 
 
 def requests(model: Path, count: int) -> list[Request]:
@@ -43,8 +43,8 @@ async def answers(generate: Generate, asked: list[Request], together: int) -> li
     return found
 
 
-async def compare(report: Report, model: Path, count: int, flash: str) -> None:
-    asked, setup = requests(model, count), Setup(TOGETHER, CONTEXT, threads(), (*SAME, "-fa", flash))
+async def compare(report: Report, model: Path, count: int) -> None:
+    asked, setup = requests(model, count), Setup(TOGETHER, CONTEXT, threads(), SAME)
     async with ours(model, setup) as generate:
         alone, batched = await answers(generate, asked, 1), await answers(generate, asked, TOGETHER)
     try:
@@ -68,8 +68,8 @@ def equal(some: list[list[int]], others: list[list[int]]) -> int:
 
 
 def measure(report: Report, quick: bool) -> None:
-    asyncio.run(compare(report, DEMO, PROMPTS_QUICK if quick else PROMPTS, "off"))
-    asyncio.run(compare(report, random_model(), RANDOM_PROMPTS_QUICK if quick else RANDOM_PROMPTS, "on"))
+    asyncio.run(compare(report, DEMO, PROMPTS_QUICK if quick else PROMPTS))
+    asyncio.run(compare(report, random_model(), RANDOM_PROMPTS_QUICK if quick else RANDOM_PROMPTS))
 
 
 if __name__ == "__main__":

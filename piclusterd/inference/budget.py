@@ -16,10 +16,10 @@ HEADROOM_MIN, HEADROOM_PART = 256 * MIB, 0.1
 """Left for the daemon, the ledger and everything else: so much, or this part of all memory."""
 FORKS = 16
 """Options of `choices` in one batch: each is a sequence, and llama.cpp keeps a row of logits for each."""
-ROWS = 256
+ROWS = 512
 """Tokens that go through the network together."""
-HEAD_WIDTH = 128
-"""Of large models; smaller ones have narrower heads, and room to spare."""
+MASK_BYTES = 6
+"""Of each of them and each token of the context: who may look at whom, in two precisions."""
 COMPUTE_MIN = 48 * MIB
 ACTIVATIONS = 24
 """Rows of the embedding's width that a token of the batch takes in compute buffers at once, 4 bytes each."""
@@ -79,7 +79,7 @@ def sequences(slots: int) -> int:
 def need(shape: Shape, weights: int, context: int, rows: int) -> Need:
     """Of a model whose file has `weights` bytes, with `context` tokens and `rows` sequences (each keeps logits)."""
     kv = 2 * context * shape.layers * shape.kv_width
-    attention = 4 * ROWS * context * (shape.width // HEAD_WIDTH)
+    attention = MASK_BYTES * ROWS * context
     compute = max(COMPUTE_MIN, 4 * ROWS * ACTIVATIONS * shape.width) + attention + 4 * rows * shape.vocabulary
     return Need(weights, kv, compute, min(SWAP_MAX, kv))
 

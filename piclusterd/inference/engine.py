@@ -52,7 +52,7 @@ class Engine:
         self._context = Context(self._weights, load.context, total, load.threads, load.batch_threads)
         if load.adapter:
             self._context.adapt(self._weights, load.adapter, load.scale)
-        self._residents = Residents(self._context, seats, self._weights.prefix_reusable, not self._weights.flash)
+        self._residents = Residents(self._context, seats, self._weights)
         self._forks = range(seats, total)
         self._prompts = Prompts(self._weights)
         self._embeddings = Embeddings(self._weights, load.batch_threads)

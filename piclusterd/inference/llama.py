@@ -23,15 +23,11 @@ import numpy as np
 from ..errors import Broken, PiclusterError, UserError
 
 BATCH_TOKENS = 512
-"""Tokens in one decode at most: llama.cpp's own physical batch; larger ones only cost compute buffer."""
-ROWS = 256
-"""Tokens that go through the network together: attention's buffer grows with them and the context."""
+"""Tokens in one decode at most, all of which go through the network together; more only cost compute buffer."""
 GROUP = 4
 """Rows that llama.cpp's kernels for repacked weights take at once; what is left over goes row by row."""
 GROUPED_FILES = (2, 14, 15, 25)
 """`general.file_type` whose weights are repacked on x86 and ARM alike: Q4_0, Q4_K_S, Q4_K_M, IQ4_NL."""
-FLASH_HEAD_WIDTH = 64
-"""Below, flash attention's work a cell, which a narrow head does not amortise, makes it slower than matrix products."""
 PIECE_BYTES = 256
 """A first guess at the longest token; a longer one is asked for again."""
 METADATA_BYTES = 256 * 1024
@@ -81,9 +77,9 @@ class Weights:
         """Whether one token may belong to several sequences."""
         self.prefix_reusable = self.shareable and lib.llama_model_n_swa(self.model) == 0
         """Whether the tail of a sequence can be cut off and the head kept (needs plain full attention)."""
-        heads = max(1, int(lib.llama_model_n_head(self.model)))
-        self.flash = int(lib.llama_model_n_embd(self.model)) // heads >= FLASH_HEAD_WIDTH
-        """Whether flash attention is the faster one."""
+        self.parameters = int(lib.llama_model_n_params(self.model))
+        self.heads = int(lib.llama_model_n_head(self.model)) * int(lib.llama_model_n_layer(self.model))
+        """Of all layers together."""
         features = lib.llama_print_system_info()
         repacks = b"REPACK = 1" in features and (b"AVX2 = 1" in features or b"DOTPROD = 1" in features)
         self.grouped = repacks and self.shareable and self.metadata("general.file_type") in map(str, GROUPED_FILES)
@@ -176,10 +172,8 @@ class Context:
     def __init__(self, weights: Weights, size: int, sequences: int, threads: int, batch_threads: int) -> None:
         params = lib.llama_context_default_params()
         params.n_ctx = size
-        params.n_batch, params.n_ubatch = BATCH_TOKENS, ROWS
-        params.flash_attn_type = (
-            lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if weights.flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO  # off only for kinds of models that cannot have it
         params.n_seq_max = sequences + 1
         params.n_threads, params.n_threads_batch = threads, batch_threads
         params.kv_unified = True

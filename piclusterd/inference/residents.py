@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from .llama import Context
+from .llama import Context, Weights
 
 SWAP_BYTES_MAX = 256 * 1024 * 1024
 """States kept in RAM together. An answer whose state does not fit is read again when its turn comes."""
 
-IDLE_CELLS, REREAD = 512, 256
-"""Idle ends of at most `REREAD` tokens, which are quickly read again, may take so many cells together: attention looks
-at every cell in use, be it only to pass over it, and a busy model would carry those of all its last answers along.
-Where it does not pass over them but computes, as it does for small models, that goes for ends of any length."""
+IDLE_WEIGHTS = 2500
+"""Weights for each idle cell and head: attention passes over every cell in use, and so idle ones cost a step at most
+about a hundredth of itself. A busy model would carry those of all its last answers along."""
+REREAD_WEIGHTS = 128_000_000_000
+"""Weights times tokens that are quickly read again (0.4 s on two x86 cores): longer idle ends stay, whatever they cost
+a step."""
 
 
 SHORT_PART = 0.25
@@ -40,13 +41,13 @@ class Seat:
 
 
 class Residents:
-    """`seats` sequences of `context`, whose numbers start at 0. `reusable`: whether a sequence can be cut and shared
-    (plain full attention). `trim_all`: `trim` counts long idle ends as short."""
+    """`seats` sequences of `context`, whose numbers start at 0."""
 
-    def __init__(self, context: Context, seats: int, reusable: bool, trim_all: bool = False) -> None:
+    def __init__(self, context: Context, seats: int, weights: Weights) -> None:
         self._context = context
-        self._reusable = reusable
-        self._short = context.size if trim_all else REREAD
+        self._reusable = weights.prefix_reusable
+        self._short = REREAD_WEIGHTS // weights.parameters
+        self._idle_max = weights.parameters // (IDLE_WEIGHTS * weights.heads)
         self._seats = [Seat(number) for number in range(seats)]
         self._clock = 0
         self._swapped = 0
@@ -123,18 +124,17 @@ class Residents:
         return bool(idle)
 
     def trim(self) -> None:
-        """Empty idle seats that hold little beyond what others do, but for the latest."""
-        seats = sorted((seat for seat in self._seats if seat.tokens), key=lambda seat: seat.tokens)
-        alike = [0, *(common(one.tokens, other.tokens) for one, other in pairwise(seats)), 0]
-        own = [len(seat.tokens) - max(alike[at : at + 2]) for at, seat in enumerate(seats)]
-        short = [
-            (seat, cells) for seat, cells in zip(seats, own, strict=True) if not seat.taken and cells <= self._short
-        ]
-        kept = 0
-        for seat, cells in sorted(short, key=lambda each: -each[0].used):
-            kept += cells
-            if kept > IDLE_CELLS:
-                self.empty(seat)
+        """Empty idle seats that hold little beyond what others do, the longest unused first, but for the latest."""
+        idle = sorted((seat for seat in self._seats if seat.tokens and not seat.taken), key=lambda seat: -seat.used)
+        kept, cells = [seat.tokens for seat in self._seats if seat.taken], 0
+        for seat in idle:
+            own = len(seat.tokens) - max((common(seat.tokens, other) for other in kept), default=0)
+            if seat is not idle[0] and own <= self._short:
+                if cells + own > self._idle_max:
+                    self.empty(seat)
+                    continue
+                cells += own
+            kept.append(seat.tokens)
 
     def swap_out(self, seat: Seat) -> bytes:
         """Empty `seat` and give it up. Its state, for `swap_in`; empty where it is to be read again."""

@@ -22,6 +22,8 @@ CHUNK_TOKENS_FIRST = 64
 BESIDE_ANSWERS_S = 0.4
 """How long reading prompts may hold up the answers in a step. Shorter steps read slower: the weights pass by in each,
 and small batches waste the matrix kernels."""
+TILE_ROWS = 64
+"""Rows from which llama.cpp's attention goes by tiles; fewer go cell by cell, at several times the cost."""
 ALONE_S = 0.5
 """How long a step may last that only reads: a cancelled prompt is let go between two steps, and within a second."""
 EXPECTED_ANSWER = 64
@@ -82,13 +84,20 @@ def plan(pending: Sequence[Pending], prefill_tps: float, batch: int, forks: int)
         if one.answering and not one.tree:
             continue
         tree = _fits(one, budget, room, forks)
-        count = one.remaining if tree else min(budget, room, one.remaining - bool(one.tree))
+        count = one.remaining if tree else _part(one, min(budget, room))
         if count > 0:
             shares.append(Share(index, count, tree))
             room -= count + one.tree * tree
             forks -= one.forks * tree
             budget = max(0, budget - count)
     return shares
+
+
+def _part(one: Pending, most: int) -> int:
+    """How much of it is read, `most` at most: what is left for the next step is nothing, or worth a step."""
+    count = min(most, one.remaining - bool(one.tree))
+    left = one.remaining - count
+    return count - (TILE_ROWS - left) if 1 < left < TILE_ROWS <= count // 2 else count
 
 
 def _fits(one: Pending, budget: int, room: int, forks: int) -> bool:

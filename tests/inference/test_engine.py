@@ -115,7 +115,7 @@ def test_a_prompt_begun_before_is_not_read_again(engine: Engine) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_numbers(engine: Engine) -> None:
-    with pytest.raises(UserError, match=f"context of this model is {engine.context} tokens") as caught:
+    with pytest.raises(UserError, match=f"maximum context length is {engine.context} tokens") as caught:
         engine.submit(1, GenerateRequest(messages=(ChatMessage("user", "word " * 6000),)))
     assert caught.value.param == "messages"
     assert not engine.busy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from piclusterd.inference.engine import Engine
 from piclusterd.inference.llama import Context, Weights
 from piclusterd.inference.protocol import Delta, Done, GenerateRequest, Load
-from piclusterd.inference.residents import IDLE_CELLS, REREAD, Residents, common, distinct
+from piclusterd.inference.residents import Residents, common, distinct
 
 from .rig import DEMO
 
@@ -118,22 +118,49 @@ def test_idle_ends_beyond_the_latest_go_and_what_is_shared_stays() -> None:
     for number in range(20):
         engine.submit(1, GenerateRequest(prompt=f"{shared} {number} " + "x" * 60, max_tokens=1))
         drained(engine)
-    assert distinct(seat.tokens for seat in engine._residents._seats) < IDLE_CELLS + 300 + 90
+    assert distinct(seat.tokens for seat in engine._residents._seats) < 300 + 3 * 90
     engine.submit(2, GenerateRequest(prompt=shared, max_tokens=1))
     done = drained(engine)[1][2]
     assert done.cached_tokens >= done.prompt_tokens - 2
     engine.close()
 
 
-def test_long_idle_ends_stay_where_attention_passes_over_them() -> None:
+def residents_of(*lists: list[int], idle_max: int, short: int) -> Iterator[Residents]:
     weights = Weights(str(DEMO))
     context = Context(weights, 2048, 8, 1, 1)
-    residents = Residents(context, 8, True)
-    for number, length in enumerate((REREAD + 1, REREAD, REREAD, REREAD)):
-        residents._seats[number].tokens = [number] * length
-    residents.trim()
-    assert [len(seat.tokens) for seat in residents._seats[:4]].count(0) == 1
-    assert len(residents._seats[0].tokens) == REREAD + 1
+    residents = Residents(context, 8, weights)
+    residents._idle_max, residents._short = idle_max, short
+    for number, tokens in enumerate(lists):
+        residents._seats[number].tokens = tokens
+        residents.touch(residents._seats[number])
+    yield residents
+    context.close()
+    weights.close()
+
+
+def test_long_idle_ends_stay_and_short_ones_within_what_they_may_cost() -> None:
+    for residents in residents_of([0] * 101, [1] * 60, [2] * 60, [3] * 30, [4] * 80, idle_max=100, short=100):
+        residents.trim()
+        assert [len(seat.tokens) for seat in residents._seats[:5]] == [101, 0, 60, 30, 80]
+
+
+def test_the_last_of_those_that_share_a_long_beginning_stays() -> None:
+    beginning = [7] * 300
+    lists = [[*beginning, number] for number in range(3)]
+    for residents in residents_of(*lists, [9] * 50, idle_max=0, short=100):
+        residents.trim()
+        assert [len(seat.tokens) for seat in residents._seats[:4]] == [0, 0, 301, 50]
+
+
+def test_large_models_may_keep_more_idle_cells_and_read_less_again() -> None:
+    weights = Weights(str(DEMO))
+    context = Context(weights, 256, 1, 1, 1)
+    small = Residents(context, 1, weights)
+    weights.parameters, weights.heads = 494_000_000, 24 * 14
+    large = Residents(context, 1, weights)
+    assert small._idle_max < 64
+    assert small._short > 10_000
+    assert (large._idle_max, large._short) == (588, 259)
     context.close()
     weights.close()
 

@@ -8,6 +8,7 @@ from piclusterd.inference.schedule import (
     CHUNK_TOKENS_FIRST,
     CHUNK_TOKENS_MIN,
     OVERTAKEN_MAX,
+    TILE_ROWS,
     Pending,
     Share,
     Waiting,
@@ -40,6 +41,13 @@ def test_forced_tokens_of_an_answer_are_read_whatever_the_chunk_is() -> None:
 
 def test_an_answer_that_does_not_fit_any_more_waits_a_step() -> None:
     assert plan([Pending(300, True), Pending(300, True)], 1e6, 512, 16) == [Share(0, 300)]
+
+
+def test_what_is_left_of_a_prompt_is_worth_a_step() -> None:
+    assert plan([Pending(520, False)], 1e6, 512, 16) == [Share(0, 520 - TILE_ROWS)]
+    assert plan([Pending(512 + TILE_ROWS, False)], 1e6, 512, 16) == [Share(0, 512)]
+    assert plan([Pending(520, False, tree=9)], 1e6, 512, 16) == [Share(0, 520 - TILE_ROWS)]
+    assert plan([Pending(60, False)], 100.0, 512, 16) == [Share(0, int(100 * ALONE_S))]
 
 
 def test_options_go_with_the_last_chunk_of_their_prompt() -> None:
