@@ -169,6 +169,14 @@ class Inference:
     cache_shared: Annotated[
         bool, Meta(description="who asks the same under another key or address hears the same answer")
     ] = False
+    kv_ship_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**28,
+            description="largest state of a prompt's beginning taken from, or given to, another node; 0: none is",
+        ),
+    ] = 2**27
 
 
 @dataclass(frozen=True, slots=True)

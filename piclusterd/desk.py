@@ -39,8 +39,9 @@ from .events import (
     WhoServes,
 )
 from .ids import NodeId, Term
-from .inference import lan, providers
+from .inference import ferry, lan, providers
 from .inference.echoes import Echoes
+from .inference.ferry import Ferry
 from .inference.lan import Lan
 from .inference.library import Library
 from .inference.pool import Pool
@@ -71,7 +72,7 @@ from .web.ollama_schema import Card
 from .web.stream import EventBus
 from .web.visitors import Marked
 from .why import WHY, Whys
-from .wire import Hook, Voters
+from .wire import Facts, Hook, Voters
 from .workflows.journal import Journal
 
 log = logging.getLogger("piclusterd")
@@ -157,6 +158,7 @@ class Desk:
         kept = config.inference
         echoes = Echoes(pool, kept.cache_bytes, 60 * kept.cache_minutes, kept.cache_shared)
         self.meters.count_answers(echoes.told)
+        self.ferry = Ferry(pool, self._others, links.request, kept.kv_ship_bytes)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model, echoes=echoes)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._company)
@@ -232,6 +234,10 @@ class Desk:
         up = [one.node for one in workers if one.state == "alive" and one.node in linked]
         return Company(up, min(copies_needed(len(view.voters)), len(workers)))
 
+    async def _others(self) -> list[tuple[NodeId, Facts]]:
+        linked, view = self._links.peers(), await self.view()
+        return [(one.node, one.facts) for one in view.members if one.state == "alive" and one.node in linked]
+
     async def _served(self) -> Mapping[str, int]:
         alive = [one for one in (await self.view()).members if one.state == "alive"]
         return Counter(model.name for one in alive for model in one.facts.models)
@@ -283,6 +289,8 @@ class Desk:
     def _streamed(self, peer: NodeId, name: str, body: bytes) -> AsyncGenerator[bytes, None]:
         if name == lan.REQUEST:
             return self._lan.serve(body)
+        if name == ferry.REQUEST:
+            return self.ferry.serve(body)
         return self.stock.serve_peer(body) if name == MODELS else self.serving.answer_peer(peer, name, body)
 
     # hub -----------------------------------------------------------------------------------------------------

@@ -81,6 +81,15 @@ class Mark(NamedTuple):
     length: int
 
 
+class Shipped(NamedTuple):
+    """What an answer was spared: `tokens` of its prompt came from `peer` as a state of so many bytes (`shipping`)."""
+
+    peer: str
+    tokens: int
+    bytes: int
+    ms: int
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of everything below. Field order is the wire format: append only, with a default."""
 

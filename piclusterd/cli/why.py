@@ -49,5 +49,8 @@ def described(seen: dict[str, Any]) -> list[str]:
     if seen["waited_s"] is not None:
         prompt = f"prompt of {seen['prompt_tokens']} tokens, {seen['cached_tokens']} known"
         lines.append(f"  waited {seen['waited_s']:.2f} s; {prompt}; answer of {seen['completion_tokens']}")
+    if shipped := seen.get("shipped"):
+        size = f"{shipped['bytes'] / 2**20:.1f} MiB"
+        lines.append(f"  {shipped['tokens']} tokens of it came from {shipped['peer']}: {size} in {shipped['ms']} ms")
     predicted = f", predicted {seen['hops'][-1]['predicted_s']:.2f} s" if seen["hops"] else ""
     return [*lines, f"  took {seen['took_s']:.2f} s{predicted}; ended: {seen['end'] or 'not yet'}"]

@@ -29,7 +29,6 @@ from .protocol import (
     Embedded,
     Failed,
     Frame,
-    FromChild,
     Generate,
     GenerateRequest,
     Load,
@@ -38,6 +37,7 @@ from .protocol import (
     decode,
     framed,
 )
+from .states import AnyFromChild, Export, Exported, Import, Imported, Look, Looked, Part, Piece, Take
 
 HANG_S = 120.0
 """A busy child speaks every second between steps. The longest step is a pack of embeddings on a slow board."""
@@ -58,7 +58,7 @@ class Child:
         self._name = name
         self._process = process
         self._reader, self._writer = reader, writer
-        self._calls: dict[int, asyncio.Queue[FromChild | PiclusterError]] = {}
+        self._calls: dict[int, asyncio.Queue[AnyFromChild | PiclusterError]] = {}
         self._last_id = 0
         self._dead: ChildDied | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -162,8 +162,49 @@ class Child:
         assert isinstance(frame, Classified), "texts to classify are answered by Classified"
         return frame
 
-    async def _call(self, asked: Callable[[int], Frame]) -> FromChild:
-        number, answers = self._open_call()
+    # states of beginnings: see `states` ---------------------------------------------------------------------------
+    async def look(self, request: GenerateRequest) -> Looked:
+        """The prompt of `request` as the model reads it, and how much of it the memory holds."""
+        frame = await self._call(lambda number: Look(number, request))
+        assert isinstance(frame, Looked), "a look is answered by what was seen"
+        return frame
+
+    async def export(self, tokens: bytes, least: int, bytes_max: int) -> Exported:
+        """A state, kept for `take` until `let_go` of its id. Raises `NotFound` where there is none such."""
+        frame = await self._call(lambda number: Export(number, tokens, least, bytes_max))
+        assert isinstance(frame, Exported), "an export is answered by what was exported"
+        return frame
+
+    async def take(self, of: int, at: int) -> bytes:
+        """The next bytes, from `at` on, of what was exported under the id `of`."""
+        frame = await self._call(lambda number: Take(number, of, at))
+        assert isinstance(frame, Piece), "a piece was asked for"
+        return frame.data
+
+    def berth(self) -> int:
+        """The id of a state that is to come in by `part`, until `moor` or `let_go`."""
+        self._last_id += 1
+        return self._last_id
+
+    async def part(self, number: int, size: int, data: bytes) -> None:
+        """The next bytes of a state of `size`; returns once the child has taken up most of what it was sent."""
+        if self._dead is not None:
+            raise self._dead
+        self._send(Part(number, size, data))
+        await self._writer.drain()
+
+    async def moor(self, number: int, tokens: bytes, sha256: bytes) -> None:
+        """All parts are there: they are the state of `tokens`. Raises `UserError` where the child does not think so."""
+        frame = await self._call(lambda _: Import(number, tokens, sha256), number)
+        assert isinstance(frame, Imported), "an import is answered when it is in"
+
+    def let_go(self, number: int) -> None:
+        """Nothing more is wanted of the state under this id."""
+        if self._dead is None:
+            self._send(Cancel(number))
+
+    async def _call(self, asked: Callable[[int], Frame], number: int = 0) -> AnyFromChild:
+        number, answers = self._open_call(number)
         done = False
         try:
             self._send(asked(number))
@@ -173,14 +214,14 @@ class Child:
             self._close_call(number, cancel=not done)
         return frame
 
-    def _open_call(self) -> tuple[int, asyncio.Queue[FromChild | PiclusterError]]:
+    def _open_call(self, number: int = 0) -> tuple[int, asyncio.Queue[AnyFromChild | PiclusterError]]:
         if self._dead is not None:
             raise self._dead
-        self._last_id += 1
+        number = number or self.berth()
         # Bounded by the tokens of one answer, at most the model's context.
-        self._calls[self._last_id] = asyncio.Queue()
+        self._calls[number] = asyncio.Queue()
         self._expect()
-        return self._last_id, self._calls[self._last_id]
+        return number, self._calls[number]
 
     def _close_call(self, number: int, cancel: bool) -> None:
         del self._calls[number]
@@ -194,7 +235,7 @@ class Child:
             now = asyncio.get_running_loop().time()
             self._silence.reschedule(now + self._hang_s if self._calls else None)
 
-    async def _answer(self, answers: asyncio.Queue[FromChild | PiclusterError]) -> FromChild:
+    async def _answer(self, answers: asyncio.Queue[AnyFromChild | PiclusterError]) -> AnyFromChild:
         frame = await answers.get()
         if isinstance(frame, PiclusterError):
             raise frame
@@ -208,11 +249,11 @@ class Child:
             raise UserError("the request is too large", f"It has over {FRAME_BYTES_MAX // 2**20} MiB.")
         self._writer.write(data)  # no drain: the pool sends a few requests at a time, each capped
 
-    async def _receive(self) -> FromChild:
+    async def _receive(self) -> AnyFromChild:
         length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "little")
         if length > FRAME_BYTES_MAX:
             raise ConnectionError("a frame over the cap")
-        frame: FromChild | Dropped = decode(await self._reader.readexactly(length), FromChild)
+        frame: AnyFromChild | Dropped = decode(await self._reader.readexactly(length), AnyFromChild)
         if isinstance(frame, Dropped):
             raise ConnectionError(frame.reason)
         return frame

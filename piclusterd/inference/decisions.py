@@ -50,6 +50,7 @@ class Decision:
             "prompt_tokens": done.prompt_tokens if done else None,
             "cached_tokens": done.cached_tokens if done else None,
             "completion_tokens": done.completion_tokens if done else None,
+            "shipped": done.shipped._asdict() if done and done.shipped else None,
             "hops": [
                 {"node": hop.choice.name or hop.choice.node, "why": hop.choice.reason, "fault": hop.fault,
                  "predicted_s": round(hop.choice.predicted_s, 4)}

@@ -25,6 +25,7 @@ from . import schedule
 from .budget import FORKS, sequences
 from .choosing import Choosing
 from .detokenise import TextStream
+from .dock import Dock
 from .embedder import Embeddings
 from .faults import failed, too_long
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights, likeliest
@@ -33,6 +34,7 @@ from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Read
 from .residents import Residents, common
 from .sampler import Sampler
 from .sequence import Counts, Reason, Rows, Sequence, log_probabilities
+from .states import FromDock, ToDock
 
 SMOOTHING = 0.3
 """Weight of the newest measurement of prefill speed."""
@@ -55,6 +57,7 @@ class Engine:
         self._residents = Residents(self._context, seats, self._weights)
         self._forks = range(seats, total)
         self._prompts = Prompts(self._weights)
+        self._dock = Dock(self._residents, seats, self.prompt_tokens)
         self._embeddings = Embeddings(self._weights, load.batch_threads)
         self._active: list[Sequence] = []  # in the order of admission
         self._waiting: list[Sequence] = []
@@ -77,8 +80,9 @@ class Engine:
         if weights.embedding_size > 0 and not self._adapted:
             tasks.append("embed")
         return Ready(
-            self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tuple(tasks)
-        )
+            self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tuple(tasks),
+            state_key=weights.state_key if self._context.writes else "",
+        )  # fmt: skip
 
     @property
     def busy(self) -> bool:
@@ -155,6 +159,11 @@ class Engine:
             if sequence.id == request_id:
                 self._finish(sequence, "cancelled")
         self._embeddings.cancel(request_id)
+        self._dock.drop(request_id)
+
+    def state(self, frame: ToDock) -> FromDock | None:
+        """Of a beginning: given to another node, or taken from it. Raises `PiclusterError`."""
+        return self._dock.answer(frame)
 
     # working -----------------------------------------------------------------------------------------------------
     def step(self) -> list[Output]:
@@ -196,7 +205,7 @@ class Engine:
             sequence.seat = self._residents.swap_in(state, sequence.tokens[: sequence.state_tokens])
             self.counts.restored += sequence.seat is not None
         elif state:
-            self._residents.forget(state)
+            self._residents.free(len(state))
         if sequence.seat is None:
             sequence.seat = self._residents.place(sequence.tokens)
         self._residents.trim()
@@ -359,7 +368,7 @@ class Engine:
         """Out of queue or seat. What is resident stays, for the next prompt that begins alike."""
         sequence.close()
         if sequence.seat is None:
-            self._residents.forget(sequence.state)
+            self._residents.free(len(sequence.state))
             self._waiting.remove(sequence)
             return
         self._active.remove(sequence)

@@ -37,6 +37,7 @@ from .protocol import (
     Load,
     Ready,
 )
+from .states import FromDock, ToDock
 
 PACK_TEXTS, PACK_TOKENS = 32, 4096
 """One batch of texts to embed or classify: tokens are counted with their padding."""
@@ -141,6 +142,9 @@ class HfEngine:
         self._texts += [(job, number) for number in range(len(lists))]
 
     submit_classify = submit_embed
+
+    def state(self, frame: ToDock) -> FromDock | None:
+        raise UserError("this model has no states to give", "Only those of llama.cpp have.")
 
     def cancel(self, request_id: int) -> None:
         """Stop the request; one that is not here any more is ignored."""

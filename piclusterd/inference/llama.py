@@ -88,6 +88,14 @@ class Weights:
     def close(self) -> None:
         lib.llama_model_free(self.model)
 
+    @property
+    def state_key(self) -> str:
+        """What two contexts over this file must have in common for one to take up what the other saved; empty where
+        none can. A cell of multi-dimensional positions is another one than `dock` knows."""
+        plain = lib.llama_model_rope_type(self.model) in (lib.LLAMA_ROPE_TYPE_NORM, lib.LLAMA_ROPE_TYPE_NEOX)
+        layout = "flash" if self.flash else "plain"
+        return f"llama-cpp-python {lib.__version__}, f16, {layout}" if plain and self.prefix_reusable else ""
+
     def metadata(self, key: str) -> str:
         """The value of `key` in the file, or empty."""
         buffer = ctypes.create_string_buffer(METADATA_BYTES)
@@ -246,9 +254,10 @@ class Context:
         return bytes(buffer)[:written]
 
     def restore(self, sequence: int, state: bytes) -> bool:
-        """Put back what `save` returned, into an empty `sequence`; False where there is no room (nothing changed)."""
+        """Put back what `save` returned, into an empty `sequence`; False where there is no room, or where it is of a
+        memory with another shape (nothing changed)."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if lib.llama_state_seq_set_data(self._pointer, buffer, len(state), sequence) > 0:
+        if lib.llama_state_seq_set_data(self._pointer, buffer, len(state), sequence) == len(state):
             return True
         self.keep(sequence, 0)
         return False

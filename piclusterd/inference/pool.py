@@ -26,7 +26,7 @@ import msgspec
 
 from ..config import Config
 from ..errors import NotFound, Unavailable
-from ..wire import ModelFacts
+from ..wire import ModelFacts, Shipped
 from .calibration import RATES, Calibration
 from .child import HANG_S, Child, ChildDied, LoadFault
 from .models import ModelSpec
@@ -252,6 +252,8 @@ class Pool:
         self._aliases: dict[str, str] = {}
         self.ready: Callable[[str], Awaitable[None]] = _as_it_is
         """Returns once the model may be asked: where a store loads models on demand, it loads them here."""
+        self.bring: Callable[[Served, Child, GenerateRequest], Awaitable[Shipped | None]] = _nothing
+        """Before a prompt is read: its beginning from another node, where that costs less (`ferry`)."""
         self.stored: Callable[[], tuple[ModelFacts, ...]] = tuple
         """The models that it would load."""
 
@@ -344,14 +346,15 @@ class Pool:
         """
         await self.ready(model)
         served = self._of(model)
-        async with served.turn(asked_by(request)) as (child, turn), aclosing(child.generate(request)) as answer:
-            served.cached.add(marks(request))
-            async for frame in answer:
-                if isinstance(frame, Done):
-                    served.measured(frame)
-                    turn.ended(cost(frame.prompt_tokens - frame.cached_tokens, frame.completion_tokens))
-                    yield msgspec.structs.replace(frame, waited_s=turn.waited_s)
-                else:
+        async with served.turn(asked_by(request)) as (child, turn):
+            shipped = await self.bring(served, child, request)
+            async with aclosing(child.generate(request)) as answer:
+                served.cached.add(marks(request))
+                async for frame in answer:
+                    if isinstance(frame, Done):
+                        served.measured(frame)
+                        turn.ended(cost(frame.prompt_tokens - frame.cached_tokens, frame.completion_tokens))
+                        frame = msgspec.structs.replace(frame, waited_s=turn.waited_s, shipped=shipped)
                     yield frame
 
     async def embed(self, model: str, texts: Sequence[str], asked: Asked = NOBODY) -> Embedded:
@@ -388,3 +391,7 @@ class Pool:
 
 async def _as_it_is(model: str) -> None:
     """Nothing is loaded on demand."""
+
+
+async def _nothing(served: Served, child: Child, request: GenerateRequest) -> None:
+    """Nobody is asked."""

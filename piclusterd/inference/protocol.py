@@ -21,7 +21,7 @@ import msgpack
 import msgspec
 from msgspec import Meta
 
-from ..wire import Dropped, unpack
+from ..wire import Dropped, Shipped, unpack
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 """A request (the API takes 1 MiB bodies) or 64 embeddings of 8192 numbers (2 MiB), with room to spare."""
@@ -219,6 +219,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     tasks: tuple[Task, ...] = ("generate",)
     bandwidth: float = 0.0
     """Bytes of memory read a second, where that was to be measured."""
+    state_key: str = ""
+    """Build and settings that saved states depend on; empty: none can be given to another node."""
 
 
 class LoadFailed(Frame, frozen=True, tag="load-failed"):
@@ -275,6 +277,7 @@ class Done(Frame, frozen=True, tag="done"):
     waited_s: float = 0.0
     """In the queue of the node that answered."""
     cache: Cache = ""
+    shipped: Shipped | None = None
 
 
 class Beat(Frame, frozen=True, tag="beat"):

@@ -3,6 +3,7 @@
     prompt ──seat with the longest common beginning──▶ shared (copies nothing) ──▶ a free seat ──▶ the rest is read
     seat left ──▶ idle, its tokens stay ──▶ shared with a later prompt, or emptied: when memory runs out, or when short
     seat of an answer that must wait ──swap_out──▶ its state in RAM ──swap_in──▶ any seat, and on it goes
+    beginning that another node asks for ──lend──▶ its state in RAM        another node's state ──adopt──▶ idle
 
 Invariant: `Seat.tokens` is exactly what the memory holds of that sequence. Sequences that begin alike share the cells
 of their beginning (unified memory), so together they form a prefix tree, which is kept as what it is: at most some
@@ -146,20 +147,54 @@ class Residents:
 
     def swap_in(self, state: bytes, tokens: list[int]) -> Seat | None:
         """A seat with what `swap_out` took from one that held `tokens`; None where the memory has no room."""
-        self.forget(state)
+        self.free(len(state))
+        seat = self._restored(state, tokens)
+        if seat is not None:
+            seat.taken = True
+        return seat
+
+    def _restored(self, state: bytes, tokens: list[int]) -> Seat | None:
         seat = self._free(self._seats[0])
         self.empty(seat)
         while not self.fits(len(tokens)) and self.drop_idle():
             pass
         if not self._context.restore(seat.number, state):
             return None
-        seat.tokens, seat.taken = list(tokens), True
+        seat.tokens = list(tokens)
         self.touch(seat)
         return seat
 
-    def forget(self, state: bytes) -> None:
-        """`state` is not needed any more."""
-        self._swapped -= len(state)
+    def lend(self, tokens: list[int], least: int, fork: int, bytes_max: int) -> tuple[int, bytes]:
+        """How many of the first of `tokens` are in the memory, and their state, which stays in RAM until it is freed:
+        empty where they are fewer than `least`, or have over `bytes_max`. `fork`: a sequence that is empty."""
+        best = max(self._seats, key=lambda seat: common(seat.tokens, tokens))
+        count = common(best.tokens, tokens) if self._reusable else 0
+        if count < max(1, least):
+            return count, b""
+        self._context.share(best.number, fork, count)
+        state = self._context.save(fork, min(bytes_max, SWAP_BYTES_MAX - self._swapped))
+        self._context.keep(fork, 0)
+        self._swapped += len(state)
+        self.touch(best)
+        return count, state
+
+    def adopt(self, tokens: list[int], state: bytes) -> bool:
+        """Keep `state` as what `tokens` are, for the next prompt that begins so; False where there is no room for it
+        beside the answers under way, or it is not one of this memory's."""
+        if not self._reusable or self.cells + len(tokens) > self._context.size:
+            return False
+        return self._restored(state, tokens) is not None
+
+    def reserve(self, size: int) -> bool:
+        """So many bytes of RAM for a state; False where they are not to be had."""
+        if self._swapped + size > SWAP_BYTES_MAX:
+            return False
+        self._swapped += size
+        return True
+
+    def free(self, size: int) -> None:
+        """A state of so many bytes is not needed any more."""
+        self._swapped -= size
 
     def clear(self) -> None:
         """The memory is in an unknown state: nothing is in it from now on."""

@@ -53,9 +53,9 @@ from .protocol import (
     LoadFailed,
     Ready,
     Task,
-    ToChild,
     decode,
 )
+from .states import AnyToChild, Export, FromDock, Import, Look, Part, Take, ToDock
 from .tools import ToolCalls
 
 ASKS: dict[type[Frame], Task] = {Generate: "generate", Embed: "embed", Classify: "classify"}
@@ -77,6 +77,8 @@ BEAT_S = 1.0
 LEAVE_S = 2.0
 """From the pool's end of the socket closing to the end of this process, whatever it is doing."""
 READ_BYTES = 256 * 1024
+READS_MAX = 32
+"""Between two steps: a piece of a state (`states.PIECE_BYTES`) is in within two of them."""
 
 
 class Runner(Protocol):
@@ -89,6 +91,7 @@ class Runner(Protocol):
     def submit_embed(self, request_id: int, texts: tuple[str, ...]) -> None: ...
     def submit_classify(self, request_id: int, texts: tuple[str, ...]) -> None: ...
     def cancel(self, request_id: int) -> None: ...
+    def state(self, frame: ToDock) -> FromDock | None: ...
     def step(self) -> Sequence[Frame]: ...
     def close(self) -> None: ...
 
@@ -109,23 +112,27 @@ class Channel:
         """Returns once all is sent."""
         self._outbox.close()
 
-    def receive(self, wait: bool) -> list[ToChild]:
+    def receive(self, wait: bool) -> list[AnyToChild]:
         """The frames that have come; with `wait`, at least some bytes are waited for."""
-        readable, _, _ = select.select([self._socket], [], [], None if wait else 0)
-        if readable:
+        for _ in range(READS_MAX):
+            readable, _, _ = select.select([self._socket], [], [], None if wait else 0)
+            if not readable:
+                break
             data = self._socket.recv(READ_BYTES)
-            self.closed = not data
+            self.closed, wait = not data, False
             self._buffer += data
+            if self.closed:
+                break
         return list(self._whole_frames())
 
-    def _whole_frames(self) -> list[ToChild]:
+    def _whole_frames(self) -> list[AnyToChild]:
         frames = []
         while len(self._buffer) >= LENGTH_BYTES:
             end = LENGTH_BYTES + int.from_bytes(self._buffer[:LENGTH_BYTES], "little")
             assert end <= LENGTH_BYTES + FRAME_BYTES_MAX, "the pool keeps to the cap"
             if len(self._buffer) < end:
                 break
-            frame = decode(bytes(self._buffer[LENGTH_BYTES:end]), ToChild)
+            frame = decode(bytes(self._buffer[LENGTH_BYTES:end]), AnyToChild)
             assert not isinstance(frame, Dropped), f"the pool speaks the protocol: {frame}"
             frames.append(frame)
             del self._buffer[:end]
@@ -238,7 +245,7 @@ def _first_frame(channel: Channel) -> Load | None:
     return None
 
 
-def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], calls: ToolCalls, channel: Channel) -> None:
+def _handle(frame: AnyToChild, engine: Runner, tasks: tuple[Task, ...], calls: ToolCalls, channel: Channel) -> None:
     assert not isinstance(frame, Load), "a child loads once"
     signal.alarm(SUBMIT_DEADLINE_S)
     try:
@@ -254,6 +261,9 @@ def _handle(frame: ToChild, engine: Runner, tasks: tuple[Task, ...], calls: Tool
                 engine.submit_classify(number, texts)
             case Cancel(id=number):
                 engine.cancel(number)
+            case Look() | Export() | Take() | Part() | Import():
+                if told := engine.state(frame):
+                    channel.send(told)
     except PiclusterError as fault:
         calls.forget(frame.id)
         channel.send(failed(frame.id, fault))

@@ -12,7 +12,7 @@ def node_headers(choice: Choice) -> dict[str, str]:
     """What is known when an answer begins."""
     why = re.sub(r"[^\x20-\x7e]", "?", choice.reason)  # a peer's name is in it: no header may be injected
     return {
-        "X-Picluster-Node": re.sub(r"[^\x21-\x7e]", "?", choice.name or choice.node),
+        "X-Picluster-Node": _plain(choice.name or choice.node),
         "X-Picluster-Why": why,
         "X-Picluster-Predicted-Seconds": f"{choice.predicted_s:.3f}",
     }
@@ -30,4 +30,17 @@ def end_headers(done: Done, took_s: float) -> dict[str, str]:
         "X-Picluster-Waited-Seconds": f"{done.waited_s:.3f}",
         "X-Picluster-Took-Seconds": f"{took_s:.3f}",
         **cache_header(done),
+        **_shipped(done),
     }
+
+
+def _shipped(done: Done) -> dict[str, str]:
+    """The beginning of the prompt that came from another node: who gave it, and what that took."""
+    if done.shipped is None:
+        return {}
+    peer, tokens, size, ms = done.shipped
+    return {"X-Picluster-Shipped": f"from={_plain(peer)}; tokens={tokens}; bytes={size}; ms={ms}"}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\x21-\x7e]", "?", name)

@@ -1,0 +1,196 @@
+"""Two engines of real models: what one has read, the other takes up as its own, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from piclusterd.errors import NotFound, UserError
+from piclusterd.inference import dock, residents
+from piclusterd.inference.dock import HEAD, holds, packed, unpacked
+from piclusterd.inference.engine import Engine
+from piclusterd.inference.protocol import GenerateRequest, Load
+from piclusterd.inference.states import Export, Exported, Import, Imported, Look, Looked, Part, Piece, Take
+
+from .rig import DEMO
+from .test_engine_memory import drained, engine_of, prompt_of
+
+PLENTY = 2**30
+
+
+@contextmanager
+def engines(*contexts: int) -> Iterator[list[Engine]]:
+    made = [engine_of(context, 2) for context in contexts]
+    try:
+        yield made
+    finally:
+        for engine in made:
+            engine.close()
+
+
+def answered(engine: Engine, request: GenerateRequest) -> tuple[str, int]:
+    """Its text, and how many tokens of its prompt were known."""
+    engine.submit(1, request)
+    texts, ends = drained(engine)
+    return texts.get(1, ""), ends[1].cached_tokens
+
+
+def exported(engine: Engine, tokens: list[int], least: int = 1, bytes_max: int = PLENTY) -> tuple[Exported, bytes]:
+    offer = engine.state(Export(7, packed(tokens), least, bytes_max))
+    assert isinstance(offer, Exported)
+    state = b""
+    while len(state) < offer.size:
+        piece = engine.state(Take(8, 7, len(state)))
+        assert isinstance(piece, Piece)
+        state += piece.data
+    engine.cancel(7)
+    return offer, state
+
+
+def imported(engine: Engine, tokens: list[int], state: bytes, sha256: bytes | None = None, size: int = 0) -> None:
+    for at in range(0, len(state), 100_000):
+        assert engine.state(Part(9, size or len(state), state[at : at + 100_000])) is None
+    told = engine.state(Import(9, packed(tokens), sha256 or hashlib.sha256(state).digest()))
+    assert isinstance(told, Imported)
+
+
+def test_what_one_has_read_another_answers_from_as_if_it_had_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dock, "PIECE_BYTES", 70_000)
+    with engines(2048, 2048) as (there, here):
+        shared = prompt_of(there, 400)
+        asked = [GenerateRequest(prompt=f"{shared} {end}", max_tokens=40, temperature=0.0) for end in ("one", "two")]
+        computed = [answered(there, request)[0] for request in asked]
+        looked = here.state(Look(3, asked[0]))
+        assert isinstance(looked, Looked)
+        tokens = unpacked(looked.tokens)
+        assert (tokens, looked.held) == (here.prompt_tokens(asked[0]), 0)
+        offer, state = exported(there, tokens)
+        assert offer.tokens == len(tokens)
+        imported(here, tokens[: offer.tokens], state)
+        before = here.counts.prompt_tokens
+        shipped = [answered(here, request) for request in asked]
+        assert [text for text, _ in shipped] == computed
+        assert min(known for _, known in shipped) >= 390
+        assert here.counts.prompt_tokens - before <= 2 * (len(tokens) - 390)
+
+
+def test_only_the_common_beginning_leaves_and_what_was_there_stays_as_it_was() -> None:
+    with engines(2048, 2048) as (there, here):
+        shared = prompt_of(there, 300)
+        request = GenerateRequest(prompt=shared + " of pi-2", max_tokens=12, temperature=0.0)
+        first = answered(there, request)[0]
+        tokens = there.prompt_tokens(GenerateRequest(prompt=shared + " elsewhere"))
+        offer, state = exported(there, tokens)
+        assert 290 <= offer.tokens < len(tokens)
+        assert answered(there, request) == (first, len(there.prompt_tokens(request)) - 1)
+        imported(here, tokens[: offer.tokens], state)
+        assert answered(here, request)[0] == first
+
+
+def test_a_beginning_that_is_too_short_or_too_large_is_not_given() -> None:
+    with engines(1024) as [there]:
+        asked = GenerateRequest(prompt=prompt_of(there, 200), max_tokens=1, temperature=0.0)
+        answered(there, asked)
+        tokens = there.prompt_tokens(asked)
+        with pytest.raises(NotFound):
+            exported(there, [*tokens, 5], least=len(tokens) + 1)
+        with pytest.raises(NotFound):
+            exported(there, tokens, bytes_max=1000)
+        with pytest.raises(NotFound):
+            exported(there, [7, 7, 7])
+        with pytest.raises(NotFound):
+            there.state(Take(1, 99, 0))
+        assert there._residents._swapped == 0
+
+
+@pytest.fixture(scope="module")
+def given() -> tuple[list[int], bytes]:
+    """Tokens and their state, as the demo model has it."""
+    with engines(1024) as [there]:
+        asked = GenerateRequest(prompt=prompt_of(there, 200), max_tokens=1, temperature=0.0)
+        answered(there, asked)
+        offer, state = exported(there, there.prompt_tokens(asked))
+        return there.prompt_tokens(asked)[: offer.tokens], state
+
+
+@pytest.mark.parametrize("spoilt", ["hash", "short", "tokens", "positions", "magic", "inside", "cells", "unannounced"])
+def test_a_state_that_is_not_what_was_announced_is_refused_and_the_prompt_is_read(
+    given: tuple[list[int], bytes], spoilt: str
+) -> None:
+    tokens, state = given
+    with engines(1024) as [here]:
+        request = GenerateRequest(prompt=prompt_of(here, 200), max_tokens=20, temperature=0.0)
+        with pytest.raises(UserError):
+            if spoilt == "hash":
+                imported(here, tokens, state, b"\1" * 32)
+            elif spoilt == "short":
+                imported(here, tokens, state[:-1], hashlib.sha256(state).digest(), len(state))
+            elif spoilt == "tokens":
+                imported(here, tokens[:-1], state)
+            elif spoilt == "positions":
+                imported(here, tokens, state[: HEAD.size] + b"\xff\xff\xff\x7f" + state[HEAD.size + 4 :])
+            elif spoilt == "magic":
+                imported(here, tokens, b"\0" * 4 + state[4:])
+            elif spoilt == "inside":  # what only llama.cpp can find: other layers than the model's
+                at = HEAD.size + 12 * len(tokens) + 4
+                imported(here, tokens, state[:at] + struct.pack("<I", 999) + state[at + 4 :])
+            elif spoilt == "cells":
+                imported(here, tokens, state[:12] + struct.pack("<I", 2**31) + state[16:])
+            else:
+                here.state(Import(9, packed(tokens), hashlib.sha256(state).digest()))
+        assert here._residents._swapped == 0
+        text, known = answered(here, request)
+        assert known == 0
+        imported(here, tokens, state)
+        again = GenerateRequest(prompt=request.prompt, max_tokens=20, temperature=0.0)
+        assert answered(here, again)[0] == text
+
+
+def test_a_state_of_a_model_of_another_shape_is_refused(tmp_path: Path, given: tuple[list[int], bytes]) -> None:
+    tokens, state = given
+    wider = Engine(Load(str(DEMO), 1024, 2, threads=1, batch_threads=1))
+    cut = len(state) - len(state) // 3
+    with pytest.raises(UserError, match="another shape"):
+        imported(wider, tokens, state[:cut])
+    assert answered(wider, GenerateRequest(prompt="a", max_tokens=1))[1] == 0
+    wider.close()
+
+
+def test_states_share_the_memory_of_answers_that_wait(
+    given: tuple[list[int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, state = given
+    monkeypatch.setattr(residents, "SWAP_BYTES_MAX", len(state) + 10)
+    with engines(1024) as [here]:
+        here.state(Part(1, len(state), state))
+        with pytest.raises(UserError, match="no memory"):
+            imported(here, tokens, state)
+        here.cancel(1)
+        imported(here, tokens, state)
+        assert here._residents._swapped == 0
+
+
+def test_where_answers_fill_the_memory_no_state_comes_in(given: tuple[list[int], bytes]) -> None:
+    tokens, state = given
+    with engines(256) as [here]:
+        here.submit(1, GenerateRequest(prompt="x", max_tokens=200, json_schema='{"type": "string", "minLength": 150}'))
+        while here.counts.answer_tokens < 80:
+            here.step()
+        with pytest.raises(UserError, match="no room"):
+            imported(here, tokens, state)
+        assert drained(here)[1][1].completion_tokens > 80
+
+
+def test_what_goes_by_the_name_of_a_state_is_looked_at_before_it_is_believed(given: tuple[list[int], bytes]) -> None:
+    tokens, state = given
+    assert holds(state, len(tokens))
+    assert not holds(state, 0)
+    assert not holds(b"", 0)
+    assert not holds(state[:40], len(tokens))
+    with pytest.raises(UserError):
+        unpacked(b"abc")
