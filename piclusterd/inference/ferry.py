@@ -67,8 +67,8 @@ class Ferry:
         self._pool, self._others, self._request, self._bytes_max, self._now = pool, others, request, bytes_max, now
         self._hashing: dict[ModelSpec, asyncio.Task[str]] = {}
         self._failed: dict[tuple[NodeId, str], float] = {}
-        self._under_way: dict[int, asyncio.Event] = {}
-        """By the digest of the beginning: who wants the same waits, and looks again."""
+        self._under_way: dict[tuple[str, int], asyncio.Event] = {}
+        """By model and each beginning (`prefix`) that will be here then: who wants one of those waits."""
         self._rates: dict[NodeId, float] = {}
         """Bytes a second that links were measured to carry."""
         self._giving = 0
@@ -81,10 +81,12 @@ class Ferry:
         if found is None:
             return None
         plan, name = found
-        if (going := self._under_way.get(plan.mark.digest)) is not None:
-            await going.wait()
+        if (coming := self._under_way.get((served.spec.name, plan.mark.digest))) is not None:
+            await coming.wait()
             return None
-        going = self._under_way[plan.mark.digest] = asyncio.Event()
+        going = asyncio.Event()
+        parts = [(served.spec.name, one.digest) for one in marks(request) if one.length <= plan.mark.length]
+        self._under_way |= dict.fromkeys(parts, going)
         try:
             async with asyncio.timeout(min(plan.read_s, BRING_S_MAX)):
                 return await self._fetch(served, child, request, plan, name)
@@ -95,7 +97,7 @@ class Ferry:
             return None
         finally:
             going.set()
-            del self._under_way[plan.mark.digest]
+            self._under_way = {part: one for part, one in self._under_way.items() if one is not going}
 
     async def _plan(self, served: Served, request: GenerateRequest) -> tuple[Plan, str] | None:
         if not self._bytes_max or served.ready is None or not served.ready.state_key:

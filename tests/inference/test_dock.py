@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,9 @@ from piclusterd.errors import NotFound, UserError
 from piclusterd.inference import dock, residents
 from piclusterd.inference.dock import HEAD, holds, packed, unpacked
 from piclusterd.inference.engine import Engine
-from piclusterd.inference.protocol import GenerateRequest, Load
+from piclusterd.inference.protocol import GenerateRequest
 from piclusterd.inference.states import Export, Exported, Import, Imported, Look, Looked, Part, Piece, Take
 
-from .rig import DEMO
 from .test_engine_memory import drained, engine_of, prompt_of
 
 PLENTY = 2**30
@@ -118,47 +116,59 @@ def given() -> tuple[list[int], bytes]:
         return there.prompt_tokens(asked)[: offer.tokens], state
 
 
-@pytest.mark.parametrize("spoilt", ["hash", "short", "tokens", "positions", "magic", "inside", "cells", "unannounced"])
-def test_a_state_that_is_not_what_was_announced_is_refused_and_the_prompt_is_read(
-    given: tuple[list[int], bytes], spoilt: str
+def cells_of(state: bytes) -> int:
+    return int(HEAD.unpack_from(state)[3])
+
+
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "positions": lambda state: state[: HEAD.size] + b"\xff\xff\xff\x7f" + state[HEAD.size + 4 :],
+    "magic": lambda state: b"\0" * 4 + state[4:],
+    "cells": lambda state: state[:12] + struct.pack("<I", 2**31) + state[16:],
+    "one token fewer": lambda state: state[:12] + struct.pack("<I", cells_of(state) - 1) + state[16:],
+    "layers": lambda state: state[: (at := HEAD.size + 12 * cells_of(state) + 4)] + b"\xff\0\0\0" + state[at + 4 :],
+    "cut": lambda state: state[: len(state) * 2 // 3],
+    "with more behind": lambda state: state + b"more",
+}
+"""What has the hash that was announced. The last three only llama.cpp can find: its own words are not right."""
+
+
+def refused_and_read(here: Engine, given: tuple[list[int], bytes], refused: Callable[[], None]) -> None:
+    request = GenerateRequest(prompt=prompt_of(here, 200), max_tokens=20, temperature=0.0)
+    with pytest.raises(UserError):
+        refused()
+    assert here._residents._swapped == 0
+    text, known = answered(here, request)
+    assert known == 0
+    imported(here, *given)
+    assert answered(here, request)[0] == text
+
+
+@pytest.mark.parametrize("what", list(SPOILT))
+def test_a_state_that_is_not_of_these_tokens_or_of_this_memory_is_refused_and_the_prompt_is_read(
+    given: tuple[list[int], bytes], what: str
 ) -> None:
     tokens, state = given
     with engines(1024) as [here]:
-        request = GenerateRequest(prompt=prompt_of(here, 200), max_tokens=20, temperature=0.0)
-        with pytest.raises(UserError):
-            if spoilt == "hash":
-                imported(here, tokens, state, b"\1" * 32)
-            elif spoilt == "short":
-                imported(here, tokens, state[:-1], hashlib.sha256(state).digest(), len(state))
-            elif spoilt == "tokens":
-                imported(here, tokens[:-1], state)
-            elif spoilt == "positions":
-                imported(here, tokens, state[: HEAD.size] + b"\xff\xff\xff\x7f" + state[HEAD.size + 4 :])
-            elif spoilt == "magic":
-                imported(here, tokens, b"\0" * 4 + state[4:])
-            elif spoilt == "inside":  # what only llama.cpp can find: other layers than the model's
-                at = HEAD.size + 12 * len(tokens) + 4
-                imported(here, tokens, state[:at] + struct.pack("<I", 999) + state[at + 4 :])
-            elif spoilt == "cells":
-                imported(here, tokens, state[:12] + struct.pack("<I", 2**31) + state[16:])
-            else:
-                here.state(Import(9, packed(tokens), hashlib.sha256(state).digest()))
-        assert here._residents._swapped == 0
-        text, known = answered(here, request)
-        assert known == 0
-        imported(here, tokens, state)
-        again = GenerateRequest(prompt=request.prompt, max_tokens=20, temperature=0.0)
-        assert answered(here, again)[0] == text
+        refused_and_read(here, given, lambda: imported(here, tokens, SPOILT[what](state)))
 
 
-def test_a_state_of_a_model_of_another_shape_is_refused(tmp_path: Path, given: tuple[list[int], bytes]) -> None:
+def test_a_state_that_did_not_come_as_announced_is_refused_and_the_prompt_is_read(
+    given: tuple[list[int], bytes],
+) -> None:
     tokens, state = given
-    wider = Engine(Load(str(DEMO), 1024, 2, threads=1, batch_threads=1))
-    cut = len(state) - len(state) // 3
-    with pytest.raises(UserError, match="another shape"):
-        imported(wider, tokens, state[:cut])
-    assert answered(wider, GenerateRequest(prompt="a", max_tokens=1))[1] == 0
-    wider.close()
+    right = hashlib.sha256(state).digest()
+    with engines(1024) as [here]:
+        refused_and_read(here, given, lambda: imported(here, tokens, state, b"\1" * 32))
+    with engines(1024) as [here]:
+        refused_and_read(here, given, lambda: imported(here, tokens, state[:-1], right, len(state)))
+    with engines(1024) as [here]:
+        refused_and_read(here, given, lambda: imported(here, tokens, state + b"x", right, len(state)))
+    with engines(1024) as [here]:
+        refused_and_read(here, given, lambda: never_came(here, tokens, right))
+
+
+def never_came(here: Engine, tokens: list[int], sha256: bytes) -> None:
+    here.state(Import(9, packed(tokens), sha256))
 
 
 def test_states_share_the_memory_of_answers_that_wait(
