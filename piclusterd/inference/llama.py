@@ -93,8 +93,7 @@ class Weights:
         """What two contexts over this file must have in common for one to take up what the other saved; empty where
         none can. A cell of multi-dimensional positions is another one than `dock` knows."""
         plain = lib.llama_model_rope_type(self.model) in (lib.LLAMA_ROPE_TYPE_NORM, lib.LLAMA_ROPE_TYPE_NEOX)
-        layout = "flash" if self.flash else "plain"
-        return f"llama-cpp-python {lib.__version__}, f16, {layout}" if plain and self.prefix_reusable else ""
+        return f"llama-cpp-python {lib.__version__}, f16" if plain and self.prefix_reusable else ""
 
     def metadata(self, key: str) -> str:
         """The value of `key` in the file, or empty."""

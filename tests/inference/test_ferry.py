@@ -273,7 +273,7 @@ async def test_only_a_question_about_this_very_model_build_and_settings_is_answe
         assert key is not None
         right = Ask(NAME, key, bytes(4 * 10), 1, PLENTY)
         assert served.ready is not None
-        served.ready = msgspec.structs.replace(served.ready, state_key="llama-cpp-python 0.3.35, f16, plain")
+        served.ready = msgspec.structs.replace(served.ready, state_key="llama-cpp-python 0.3.35, f16")
         other_build = nodes.ferry._key(served)
         assert other_build is not None
         assert isinstance(await given(nodes.link.there, msgspec.structs.replace(right, key=other_build)), Refused)
