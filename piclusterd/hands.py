@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
@@ -49,12 +51,14 @@ from .events import (
     Stopped,
     Store,
     Stored,
+    Token,
 )
 from .folding import MEANING
 from .ids import NodeId, Term
 from .inference import tasks
 from .inference.serving import Serving
 from .integrations.outcome import CallFailed
+from .ledger import queued
 from .ledger.writer import LedgerWriter
 from .mailbox import Mailbox
 from .wire import Dropped
@@ -68,7 +72,7 @@ SAVE_RETRY_S = 1.0
 """A disk that refuses a vote is full or failing: a second is long for it and short for an election."""
 
 
-DiskEffect = SaveHardState | Append | Store | Read | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk
+DiskEffect = SaveHardState | Store | Read | NewEpoch | AddCheckpoint | Forget | Recovered | ProbeDisk
 
 
 class Service(Protocol):
@@ -107,13 +111,17 @@ class Hands:
         self._hub_task: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._results: deque[Event] = deque()
+        """Of appends, on their way to the mailbox."""
         self.stopped = asyncio.Event()
 
     def perform(self, effect: Effect) -> None:
         match effect:
             case Send(to, message):
                 self._links.send(to, message)
-            case SaveHardState() | Append() | Store() | Read() | NewEpoch() | Recovered() | ProbeDisk():
+            case Append():
+                self._append(effect)
+            case SaveHardState() | Store() | Read() | NewEpoch() | Recovered() | ProbeDisk():
                 self._start(self._on_disk(effect))
             case AddCheckpoint() | Forget():
                 self._start(self._on_disk(effect))
@@ -154,8 +162,8 @@ class Hands:
         match effect:
             case SaveHardState():
                 return self._save(effect)
-            case Append() | AddCheckpoint():
-                return self._append(effect)
+            case AddCheckpoint():
+                return self._add_checkpoint(effect)
             case Forget():
                 return self._forget(effect)
             case Store():
@@ -181,21 +189,32 @@ class Hands:
                     await asyncio.sleep(SAVE_RETRY_S)
         await self._mailbox.post(HardStateSaved(effect.token))
 
-    async def _append(self, effect: Append | AddCheckpoint) -> None:
-        event: Event
+    def _append(self, effect: Append) -> None:
+        """They come in crowds, and their results by the commit group: one task for all of these."""
+        tell = partial(self._appended, effect.token)
         try:
-            if isinstance(effect, Append):
-                entries, facts = await self._ledger.append(effect.records)
-            else:
-                entries, facts = await self._ledger.add_checkpoint(effect.log, effect.upto, effect.least, MEANING)
-            event = Appended(effect.token, entries, facts)
-        except UserError as fault:
-            log.info("nothing appended: %s", fault)
-            event = AppendFailed(effect.token, str(fault), disk=False)
+            self._ledger.append_soon(effect.records, tell)
         except PiclusterError as fault:
-            log.error("nothing appended: %s", fault)
-            event = AppendFailed(effect.token, str(fault), disk=isinstance(fault, Broken))
-        await self._mailbox.post(event)
+            tell(fault)
+
+    def _appended(self, token: Token, came: queued.Appended | Exception) -> None:
+        self._results.append(_of_append(token, came))
+        if len(self._results) == 1:
+            self._start(self._post_results())
+
+    async def _post_results(self) -> None:
+        """In order, whatever waits for room."""
+        while self._results:
+            await self._mailbox.post(self._results[0])
+            self._results.popleft()
+
+    async def _add_checkpoint(self, effect: AddCheckpoint) -> None:
+        came: queued.Appended | Exception
+        try:
+            came = await self._ledger.add_checkpoint(effect.log, effect.upto, effect.least, MEANING)
+        except PiclusterError as fault:
+            came = fault
+        await self._mailbox.post(_of_append(effect.token, came))
 
     async def _store(self, effect: Store) -> None:
         before = self._ledger.damaged
@@ -290,6 +309,13 @@ class Hands:
         if self._hub_task is not None:
             self._hub_task.cancel()
             self._hub_task = None
+
+
+def _of_append(token: Token, came: queued.Appended | Exception) -> Appended | AppendFailed:
+    if not isinstance(came, Exception):
+        return Appended(token, *came)
+    log.log(logging.INFO if isinstance(came, UserError) else logging.ERROR, "nothing appended: %s", came)
+    return AppendFailed(token, str(came), disk=isinstance(came, Broken))
 
 
 async def _outcome(token: int, act: Awaitable[Mapping[str, Any]]) -> StepFinished:

@@ -51,19 +51,22 @@ class Mailbox:
             raise Overloaded("this node has too much waiting", "its inbox is full", "Try again shortly.")
         self._last_ticket += 1
         ticket = self._last_ticket
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         self._waiting[ticket] = future
+        timer = loop.call_later(timeout_s, self._give_up, ticket, timeout_s)
         try:
             self._queue.put_nowait(make(ticket))
-            async with asyncio.timeout(timeout_s):
-                answer = await future
-        except TimeoutError:
-            raise Unavailable("no answer in time", f"the cluster did not settle it within {timeout_s:g} s") from None
+            answer = await future
         finally:
+            timer.cancel()
             self._waiting.pop(ticket, None)
         if isinstance(answer, PiclusterError):
             raise answer
         return answer
+
+    def _give_up(self, ticket: Ticket, after_s: float) -> None:
+        self.answer(ticket, Unavailable("no answer in time", f"the cluster did not settle it within {after_s:g} s"))
 
     def answer(self, ticket: Ticket, value: object) -> None:
         """Resolve `ticket`; one that nobody waits for any more is ignored."""

@@ -348,9 +348,12 @@ class Dropped(NamedTuple):
     reason: str
 
 
+ENCODER = msgspec.msgpack.Encoder()
+"""Kept: making one costs more than most messages."""
+
+
 def encode(message: PeerMessage) -> bytes:
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
-    return packed
+    return ENCODER.encode(message)
 
 
 def decode(data: bytes) -> PeerMessage | Dropped:

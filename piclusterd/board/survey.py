@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -98,7 +99,12 @@ def llama_features() -> str:
 def clock_synced() -> bool:
     """As the kernel sees it, whoever keeps the time."""
     timex = ctypes.create_string_buffer(512)  # struct timex with room to spare; modes 0: only look
-    return int(ctypes.CDLL(None).adjtimex(timex)) not in (-1, TIME_ERROR)
+    return int(_libc().adjtimex(timex)) not in (-1, TIME_ERROR)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def cuda_packages() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The bytes on a link: one WebSocket message is one frame, `msgpack [stream, kind, body]`. Pure.
+"""The bytes on a link: a WebSocket message is a frame, `msgpack [stream, kind, body]`, or a list of frames. Pure.
 
     hello ⇄ hello                       first on every link, nothing before it
     control  body = a wire.PeerMessage  stream 0
@@ -15,6 +15,7 @@ why every length is checked before it is believed). Whatever is not a frame is *
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -35,6 +36,9 @@ SMALL_BYTES_MAX = 4096
 ENVELOPE_BYTES = 64
 """The frame's own msgpack around a body, generously."""
 FRAME_BYTES_MAX = MESSAGE_BYTES_MAX + ENVELOPE_BYTES
+PACK_FRAMES_MAX = 64
+PACK_BYTES_MAX = CHUNK_BYTES_MAX
+"""Frames that wait go in one message: one TLS record and one system call; no more than a ping may wait behind."""
 STREAM_MAX = 2**53
 REQUEST_NAME_CHARS_MAX = 128
 REQUEST_BYTES_MAX = MESSAGE_BYTES_MAX - 2 * REQUEST_NAME_CHARS_MAX
@@ -102,6 +106,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     addresses: Annotated[tuple[_Address, ...], Meta(max_length=16)] = ()
     life: int = 0
     """Drawn by each process; 0 from a release that draws none."""
+    packs: bool = False
+    """Does it read several frames in one message?"""
 
 
 def no_protocol(theirs: Hello, ours: Hello) -> str:
@@ -132,11 +138,40 @@ def encode(frame: Frame) -> bytes:
     return packed
 
 
+def pack(encoded: Sequence[bytes]) -> bytes:
+    """Encoded frames as one message: at most `PACK_FRAMES_MAX`, for a peer that reads several."""
+    if len(encoded) == 1:
+        return encoded[0]
+    packer = msgpack.Packer()
+    return b"".join((packer.pack_array_header(len(encoded)), *encoded))
+
+
 def decode(data: bytes) -> Frame | Dropped:
-    """The frame in `data`, or why there is none. Never raises."""
+    """The only frame in `data`, or why there is none. Never raises."""
+    frames = decode_all(data)
+    if isinstance(frames, Dropped):
+        return frames
+    return frames[0] if len(frames) == 1 else Dropped("several frames")
+
+
+def decode_all(data: bytes) -> list[Frame] | Dropped:
+    """The frames in the message `data`, one at least, or why it is none. Never raises."""
     raw = unpack(data, FRAME_BYTES_MAX)
     if isinstance(raw, Dropped):
         return raw
+    packed = isinstance(raw, list) and raw and isinstance(raw[0], list)
+    if packed and len(raw) > PACK_FRAMES_MAX:
+        return Dropped(f"{len(raw)} frames in one message, over the cap of {PACK_FRAMES_MAX}")
+    frames: list[Frame] = []
+    for each in raw if packed else (raw,):
+        frame = _frame(each)
+        if isinstance(frame, Dropped):
+            return frame
+        frames.append(frame)
+    return frames
+
+
+def _frame(raw: Any) -> Frame | Dropped:
     match raw:
         case [int(stream), int(number), bytes(body)] if 0 <= stream <= STREAM_MAX and number in _KINDS:
             kind = _KINDS[number]

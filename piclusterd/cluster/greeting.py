@@ -47,7 +47,7 @@ class Greeting:
 
     def hello(self) -> Hello:
         me = self._me
-        return Hello(*self._protocols, me.node, me.cluster_id, me.name, self.addresses, self._life)
+        return Hello(*self._protocols, me.node, me.cluster_id, me.name, self.addresses, self._life, True)
 
     def frame(self) -> bytes:
         """Our hello as the first bytes on a link."""

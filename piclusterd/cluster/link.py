@@ -24,7 +24,7 @@ from .. import wire
 from ..ids import NodeId
 from ..wire import Dropped, PeerMessage
 from . import frames
-from .frames import PING_BYTES, Frame, Hello, Kind
+from .frames import PACK_BYTES_MAX, PING_BYTES, Frame, Hello, Kind
 from .outbox import Outbox, lane_of
 from .streams import Serve, Streams
 from .tunnel import Tunnel
@@ -185,8 +185,11 @@ class Link:
         return self._streams.request(name, body, timeout)
 
     async def _write(self) -> None:
+        await self.socket.send_bytes(await self._outbox.next())  # alone: it may be the hello
         while True:
-            await self.socket.send_bytes(await self._outbox.next())
+            first = await self._outbox.next()
+            more = self._outbox.more(PACK_BYTES_MAX - len(first)) if self.peer.packs else ()
+            await self.socket.send_bytes(frames.pack((first, *more)))
 
     async def _pulse(self) -> None:
         timing = self._timing
@@ -231,12 +234,18 @@ class Link:
                 self.end(GOING_AWAY, closing_words(self.socket, message))
                 return
             self._heard = self._now()
-            frame = frames.decode(message.data)
-            fault = frame.reason if isinstance(frame, Dropped) else await self._take(frame)
-            if fault:
+            if fault := await self._take_all(frames.decode_all(message.data)):
                 log.warning("%s broke the protocol of links: %s", self.peer.name, fault)
                 self.end(VIOLATION, fault)
                 return
+
+    async def _take_all(self, came: list[Frame] | Dropped) -> str:
+        if isinstance(came, Dropped):
+            return came.reason
+        for frame in came:
+            if fault := await self._take(frame):
+                return fault
+        return ""
 
     async def _take(self, frame: Frame) -> str:
         """Act on one frame; the fault in it, if any."""

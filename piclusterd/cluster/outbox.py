@@ -20,7 +20,7 @@ from enum import IntEnum
 
 from ..wire import Batch, ForwardHook, PeerMessage, Push
 from . import frames
-from .frames import Frame
+from .frames import PACK_FRAMES_MAX, Frame
 
 URGENT_FRAMES_MAX = 2048
 URGENT_BYTES_MAX = 16 * 1024 * 1024
@@ -91,23 +91,39 @@ class Outbox:
         self._wake.set()
 
     async def next(self) -> bytes:
-        """The bytes to send next."""
+        """The frame to send next."""
         while not any(self._lanes):
             self._wake.clear()
             await self._wake.wait()
+        return self._take(self._first())
+
+    def more(self, room: int) -> list[bytes]:
+        """What else waits, in the order of `next`, as far as it fits into `room` bytes beside another frame."""
+        found: list[bytes] = []
+        while any(self._lanes) and len(found) < PACK_FRAMES_MAX - 1:
+            lane = self._first()
+            room -= len(self._lanes[lane][0])
+            if room < 0:
+                break
+            found.append(self._take(lane))
+        return found
+
+    def _first(self) -> Lane:
+        """The lane whose turn it is; something waits."""
         for lane in _URGENT:
             if self._lanes[lane]:
-                data = self._lanes[lane].popleft()
-                self._urgent_frames -= 1
-                self._urgent_bytes -= len(data)
-                return data
-        return self._next_slow()
+                return lane
+        return self._turn if self._lanes[self._turn] else _other(self._turn)
 
-    def _next_slow(self) -> bytes:
-        lane = self._turn if self._lanes[self._turn] else _other(self._turn)
-        self._turn = _other(lane)
-        self._room.set()
-        return self._lanes[lane].popleft()
+    def _take(self, lane: Lane) -> bytes:
+        data = self._lanes[lane].popleft()
+        if lane in _URGENT:
+            self._urgent_frames -= 1
+            self._urgent_bytes -= len(data)
+        else:
+            self._turn = _other(lane)
+            self._room.set()
+        return data
 
 
 def _other(lane: Lane) -> Lane:

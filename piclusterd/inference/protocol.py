@@ -17,11 +17,10 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import msgpack
 import msgspec
 from msgspec import Meta
 
-from ..wire import Dropped, Shipped, unpack
+from ..wire import ENCODER, Dropped, Shipped, unpack
 
 FRAME_BYTES_MAX = 8 * 1024 * 1024
 """A request (the API takes 1 MiB bodies) or 64 embeddings of 8192 numbers (2 MiB), with room to spare."""
@@ -340,8 +339,7 @@ Answer = Delta | Done | Embedded | Classified | Failed
 
 def encode(frame: Frame) -> bytes:
     """`frame` as msgpack, without the length."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(frame, builtin_types=(bytes,)))
-    return packed
+    return ENCODER.encode(frame)
 
 
 def decode(data: bytes, kind: Any) -> Any | Dropped:

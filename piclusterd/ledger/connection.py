@@ -109,6 +109,14 @@ def resolve(done: asyncio.Future[T], value: T) -> None:
         done.set_result(value)
 
 
+def settle(done: asyncio.Future[T], came: T | Exception) -> None:
+    """Answer a caller with what came of it, if it still waits."""
+    if isinstance(came, Exception):
+        fail([done], came)
+    else:
+        resolve(done, came)
+
+
 def fail(callers: Iterable[asyncio.Future[Any]], fault: Exception) -> None:
     """Answer those callers with a fault that still wait."""
     for done in callers:

@@ -27,10 +27,9 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .. import config
 from ..errors import Broken, Overloaded, Unavailable
@@ -39,10 +38,11 @@ from ..ids import LogId, node_id
 from ..wire import BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Entry, Head, Span
 from . import branches, prune, rescue, scrub, store
 from .ballast import Ballast
-from .connection import Connection, Work, checkpoint_wal, fail, is_full, resolve, size_of, touch
+from .connection import Connection, Work, checkpoint_wal, fail, is_full, resolve, settle, size_of, touch
 from .database import open_reader
 from .entry import Draft, Signer, Verify, draft, draft_bytes
 from .frontier import Meaning, Plan
+from .queued import Appended, QueuedAppend, QueuedWork
 
 QUEUE_MAX = 1024
 """Transactions waiting: as many as the mailbox lets callers wait for."""
@@ -52,23 +52,6 @@ EPOCH_BITS = 48
 """A new log's epoch is random, as a node that lost its disk cannot know which it used; exact in JavaScript too."""
 
 T = TypeVar("T")
-Appended = tuple[tuple[Entry, ...], tuple[Fact, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Append:
-    drafts: tuple[Draft, ...]
-    size: int
-    """Bytes in a batch, at most."""
-    since: float
-    """Event loop's time when it was queued."""
-    done: asyncio.Future[Appended]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    work: Work[Any]
-    done: asyncio.Future[Any]
 
 
 class LedgerWriter:
@@ -81,7 +64,7 @@ class LedgerWriter:
         self._wall_ms, self._limits = wall_ms, limits
         self._reading = Connection(path, open_reader)
         self._wal = path.with_name(path.name + "-wal")
-        self._waiting: deque[_Append | _Job] = deque()
+        self._waiting: deque[QueuedAppend | QueuedWork] = deque()
         self._arrived = asyncio.Event()
         self._wal_limit = WAL_BYTES_MAX
         self._cursor, self._last_group, self._closing = 0, 1, False
@@ -157,11 +140,15 @@ class LedgerWriter:
         Raises UserError for a record no node would accept, Broken where the disk fails, Overloaded or Unavailable
         (full, closed); nothing changed then. Where the caller is cancelled, the records may be appended all the same.
         """
-        drafts = tuple(map(draft, records))
-        size, loop = sum(map(draft_bytes, drafts)), asyncio.get_running_loop()
-        done: asyncio.Future[Appended] = loop.create_future()
-        self._enqueue(_Append(drafts, size, loop.time(), done))
+        done: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self.append_soon(records, partial(settle, done))
         return await done
+
+    def append_soon(self, records: Sequence[Record], tell: Callable[[Appended | Exception], None]) -> None:
+        """As `append`, for a caller that has more to do: `tell` hears what came of it. May raise at once."""
+        drafts = tuple(map(draft, records))
+        now = asyncio.get_running_loop().time()
+        self._enqueue(QueuedAppend(drafts, sum(map(draft_bytes, drafts)), now, tell))
 
     async def apply(self, entries: Sequence[Entry], resets: bool = False) -> store.Applied:
         """Store what verifies of `entries` (see `store.apply`). Raises Broken, Unavailable."""
@@ -244,10 +231,10 @@ class LedgerWriter:
     # the owner ---------------------------------------------------------------------------------------------------
     async def _do(self, work: Work[T]) -> T:
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._enqueue(_Job(work, done))
+        self._enqueue(QueuedWork(work, done))
         return await done
 
-    def _enqueue(self, item: _Append | _Job) -> None:
+    def _enqueue(self, item: QueuedAppend | QueuedWork) -> None:
         if self._closing:
             raise _closed()
         if len(self._waiting) >= QUEUE_MAX:
@@ -259,7 +246,7 @@ class LedgerWriter:
         try:
             while await self._arrival(None):
                 item = self._waiting[0]
-                if isinstance(item, _Append):
+                if isinstance(item, QueuedAppend):
                     await self._commit(await self._company(item))
                 else:
                     self._waiting.popleft()
@@ -281,6 +268,8 @@ class LedgerWriter:
     async def _arrival(self, deadline: float | None) -> bool:
         """Wait until something waits: True. False: the loop's time passed `deadline`, or all is done at the close."""
         while not self._waiting and not self._closing:
+            if deadline is not None and deadline <= asyncio.get_running_loop().time():
+                return False
             self._arrived.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -289,14 +278,14 @@ class LedgerWriter:
                 return False
         return bool(self._waiting)
 
-    async def _company(self, first: _Append) -> list[_Append]:
+    async def _company(self, first: QueuedAppend) -> list[QueuedAppend]:
         """Take the appends at the front of the queue that make one group, waiting for as many as made the last one."""
-        group: list[_Append] = []
+        group: list[QueuedAppend] = []
         entries = size = 0
         entries_max, until = self._limits.commit_entries_max, first.since + self._limits.commit_delay_s
         while entries < entries_max and await self._arrival(until if len(group) < self._last_group else 0.0):
             item = self._waiting[0]
-            if isinstance(item, _Job):
+            if isinstance(item, QueuedWork):
                 break
             entries, size = entries + len(item.drafts), size + item.size
             if group and (entries > entries_max or size > BATCH_BYTES_MAX):
@@ -306,22 +295,23 @@ class LedgerWriter:
         self._last_group = len(group)
         return group
 
-    async def _commit(self, group: list[_Append]) -> None:
+    async def _commit(self, group: list[QueuedAppend]) -> None:
         """One transaction for all of `group`; each caller gets its own slice."""
         drafts = [item for append in group for item in append.drafts]
         started = time.perf_counter()
         try:
             entries, facts = await self._run(partial(self._append_drafts, drafts))
         except Exception as fault:
-            fail([append.done for append in group], fault)
+            for append in group:
+                append.tell(fault)
             return
         self.last_commit_s = time.perf_counter() - started
         end = 0
         for append in group:
             start, end = end, end + len(append.drafts)
-            resolve(append.done, (entries[start:end], facts[start:end]))
+            append.tell((entries[start:end], facts[start:end]))
 
-    async def _perform(self, job: _Job) -> None:
+    async def _perform(self, job: QueuedWork) -> None:
         try:
             resolve(job.done, await self._run(job.work))
         except Exception as fault:

@@ -17,11 +17,12 @@ import ipaddress
 import json
 import logging
 import math
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = HOOK_BYTES_MAX + 64 * 1024
 """The largest webhook and some slack, so that its own door can say exactly what was too large."""
+HOSTS_KEPT = 64
+"""Verdicts about names in Host headers: a node goes by few."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 HEADERS = {
@@ -145,15 +148,15 @@ def _identify(meters: Meters) -> Middleware:
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Name the request and count it."""
         told = request.headers.get("X-Request-Id", "")
-        request_id.set(told if REQUEST_ID.fullmatch(told) else secrets.token_hex(8))
+        request_id.set(told if told and REQUEST_ID.fullmatch(told) else f"{random.getrandbits(64):016x}")
         began, code, route = time.monotonic(), "gone", route_of(request)
         try:
             response = await handler(request)
             code = str(response.status)
             return response
         finally:
-            meters.requests.labels(route, code).inc()
-            meters.request_seconds.labels(route).observe(time.monotonic() - began)
+            meters.request(route, code).inc()
+            meters.request_took(route).observe(time.monotonic() - began)
 
     return identify
 
@@ -254,6 +257,7 @@ def _guard_host(name: str, allowed: Sequence[str]) -> Middleware:
     return guard_host
 
 
+@lru_cache(HOSTS_KEPT)
 def host_allowed(host: str, known: frozenset[str]) -> bool:
     """May `host` (a Host header, with or without port) be asked for here? Addresses and *.local always may."""
     bare = re.sub(r":\d{1,5}$", "", host) if host.startswith("[") or host.count(":") < 2 else host

@@ -114,8 +114,11 @@ def event_name(source: str, headers: Mapping[str, str], event: Mapping[str, Any]
     return told[:EVENT_CHARS_MAX] if told.isprintable() else ""
 
 
-def _refuse_replay(hook: Hook, now_ms: int | None) -> None:
-    if now_ms is not None and signatures.outlived(hook.source, signatures.strict_object(hook.body), now_ms):
+def _refuse_replay(hook: Hook, now_ms: Callable[[], int | None]) -> None:
+    if hook.source not in signatures.DATED:
+        return
+    now = now_ms()
+    if now is not None and signatures.outlived(hook.source, signatures.strict_object(hook.body), now):
         raise Unsigned(
             f"this {hook.source} webhook is too old to be believed",
             "it was signed longer ago than anybody remembers what came",
@@ -138,18 +141,18 @@ def routes(
         try:
             body = await _raw_body(request)
             hook = hook_of(source, request.headers, body, secrets.get(source, ()), lists)
-            _refuse_replay(hook, now_ms())
+            _refuse_replay(hook, now_ms)
             taken = await take_hook(hook)
         except Ignored as why:
-            meters.webhooks.labels(label, "ignored").inc()
+            meters.webhook(label, "ignored").inc()
             log.info("webhook of %s ignored: %s", label, why)
             return web.json_response({"stored": False, "ignored": str(why)}, status=why.status)
         except PiclusterError as fault:
             result = "refused" if fault.status < 429 else "unavailable"
-            meters.webhooks.labels(label, result).inc()
+            meters.webhook(label, result).inc()
             log.warning("webhook of %s not taken: %s", label, fault)
             raise
-        meters.webhooks.labels(label, "duplicate" if taken.duplicate else "stored").inc()
+        meters.webhook(label, "duplicate" if taken.duplicate else "stored").inc()
         return web.json_response({"stored": True, "run": taken.run, "duplicate": taken.duplicate})
 
     return [web.post("/hooks/{source}", arrive)]

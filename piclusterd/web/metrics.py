@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -49,6 +49,9 @@ class Meters:
             "piclusterd_webhook_deliveries", "Webhooks that came in by /hooks.", ["source", "result"],
             registry=self.registry,
         )  # fmt: skip
+        self.request, self.request_took = cache(self.requests.labels), cache(self.request_seconds.labels)
+        self.webhook = cache(self.webhooks.labels)
+        """As `labels`, which takes locks to find what is there: labels are few."""
         self.loop_lag = Gauge(
             "piclusterd_event_loop_lag_seconds", "How late the loop woke, last measured.", registry=self.registry
         )
@@ -65,8 +68,8 @@ class Meters:
         counted = Gauge(
             "piclusterd_cache_answers", "Repeatable answers since the start.", ["cache"], registry=self.registry
         )
-        for cache in ("hit", "joined", "miss"):
-            counted.labels(cache).set_function(partial(told.__getitem__, cache))
+        for how in ("hit", "joined", "miss"):
+            counted.labels(how).set_function(partial(told.__getitem__, how))
 
     def exposition(self, view: View | None) -> bytes:
         """The text format; without a view only the counters."""

@@ -34,6 +34,7 @@ from ..inference.protocol import (
 from .keys import caller
 
 HEADER = "X-Picluster-Priority"
+PRIORITIES: tuple[str, ...] = get_args(Priority)
 OWNER = "owner"
 
 visitor: ContextVar[tuple[str, str]] = ContextVar("visitor", default=("", ""))
@@ -44,8 +45,8 @@ Request = TypeVar("Request", GenerateRequest, EmbedRequest)
 @web.middleware
 async def remember(request: web.Request, handler: Handler) -> web.StreamResponse:
     priority = request.headers.get(HEADER, "")
-    if priority not in ("", *get_args(Priority)):
-        raise UserError(f"{HEADER} is not valid", f"It is one of {', '.join(get_args(Priority))}.", param=HEADER)
+    if priority and priority not in PRIORITIES:
+        raise UserError(f"{HEADER} is not valid", f"It is one of {', '.join(PRIORITIES)}.", param=HEADER)
     visitor.set((request.remote or OWNER, priority))
     return await handler(request)
 

@@ -76,7 +76,7 @@ def test_bodies_read_back() -> None:
 
 
 def test_a_hello_may_grow_at_its_end() -> None:
-    newer = msgpack.packb([1, 3, "a" * 16, "c", "pi-1", [], 7, "something new"])
+    newer = msgpack.packb([1, 3, "a" * 16, "c", "pi-1", [], 7, True, "something new"])
     hello = frames.decode_hello(newer)
     assert isinstance(hello, Hello)
     assert frames.no_protocol(hello, Hello(1, 1, NodeId("b" * 16), "c", "pi-2")) == ""
@@ -128,3 +128,30 @@ def test_protocols_that_do_not_meet_are_refused_with_the_side_to_upgrade() -> No
 
 def test_a_wish_reads_back() -> None:
     assert isinstance(frames.decode_wish(b""), Dropped)
+
+
+def test_several_frames_go_in_one_message_and_one_goes_as_ever() -> None:
+    sent = [Frame(0, Kind.PING, b"12345678"), Frame(1, Kind.DATA, b"data"), Frame(1, Kind.END)]
+    encoded = [frames.encode(frame) for frame in sent]
+    assert frames.decode_all(frames.pack(encoded)) == sent
+    assert frames.pack(encoded[:1]) == encoded[0]
+    assert frames.decode_all(encoded[0]) == sent[:1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[0, Kind.PING, b"12345678"], 7],
+        [[0, Kind.PING, b"12345678"], [0, Kind.DATA, b"on no stream"]],
+        [[]],
+        [[[0, Kind.PING, b"12345678"]]],
+        [[0, Kind.PING, b"12345678"]] * (frames.PACK_FRAMES_MAX + 1),
+    ],
+)
+def test_one_frame_that_is_none_spoils_the_message(value: list[object]) -> None:
+    assert isinstance(frames.decode_all(msgpack.packb(value)), Dropped)
+
+
+def test_where_one_frame_is_due_several_are_none() -> None:
+    hello = frames.encode(Frame(0, Kind.HELLO, b""))
+    assert isinstance(frames.decode(frames.pack([hello, hello])), Dropped)

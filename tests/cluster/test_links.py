@@ -552,6 +552,26 @@ async def test_a_message_of_a_newer_release_is_dropped_and_the_link_stays(
         assert a.events == [LinkUp(ids[1].node), Received(ids[1].node, Nack(5))]
 
 
+@pytest.mark.parametrize("packs", [False, True])
+async def test_frames_that_wait_share_a_message_where_the_peer_reads_that(
+    ids: tuple[Identity, Identity, Identity], packs: bool
+) -> None:
+    a, peer = Node(ids[0], Timing(ping_idle_s=60)), ids[1].node
+    async with running(a), raw(a.address, ids[1].client_context()) as socket:
+        await socket.send_bytes(hello_of(ids[1], packs=packs))
+        await a.saw(LinkUp(peer))
+        for number in range(3):
+            assert a.links.send(peer, Nack(number))
+        came: list[int] = []
+        async with asyncio.timeout(PATIENCE_S):
+            assert isinstance(frames.decode((await socket.receive()).data), Frame), "the hello comes alone"
+            while sum(came) < 3:
+                told = frames.decode_all((await socket.receive()).data)
+                assert not isinstance(told, Dropped)
+                came.append(sum(frame.kind is Kind.CONTROL for frame in told))
+        assert max(came) > 1 if packs else came == [1, 1, 1]
+
+
 async def test_round_trips_are_measured(ids: tuple[Identity, Identity, Identity]) -> None:
     a, peer = Node(ids[0], Timing(ping_idle_s=0.01)), ids[1].node
     async with running(a), raw(a.address, ids[1].client_context()) as socket:

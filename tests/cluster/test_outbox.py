@@ -94,3 +94,28 @@ async def test_a_shut_outbox_takes_nothing() -> None:
     box.shut()
     assert not box.urge(PING)
     assert overflows == []
+
+
+async def test_more_is_taken_in_the_same_order_as_far_as_there_is_room() -> None:
+    box, _ = outbox()
+    for _ in range(2):
+        await box.put(DATA)
+    box.urge(PING)
+    size = len(frames.encode(DATA))
+    assert frames.decode(await box.next()) == PING
+    assert box.more(size - 1) == []
+    assert box.more(2 * size - 1) == [frames.encode(DATA)]
+    assert box.more(2 * size) == [frames.encode(DATA)]
+    assert box.more(2 * size) == []
+
+
+async def test_no_more_is_taken_than_one_message_may_hold() -> None:
+    box, overflows = outbox()
+    for _ in range(URGENT_FRAMES_MAX):
+        box.urge(PING)
+    first, more = await box.next(), box.more(frames.PACK_BYTES_MAX)
+    packed = frames.decode_all(frames.pack([first, *more]))
+    assert packed == [PING] * frames.PACK_FRAMES_MAX
+    for _ in range(frames.PACK_FRAMES_MAX):
+        assert box.urge(PING), "what was taken left room"
+    assert not overflows

@@ -17,7 +17,8 @@ from piclusterd.errors import Broken, Overloaded, Unavailable, UserError
 from piclusterd.events import Record
 from piclusterd.ledger import store, writer
 from piclusterd.ledger.database import BUSY_TIMEOUT_MS, open_reader, pragma
-from piclusterd.ledger.writer import Appended, LedgerWriter
+from piclusterd.ledger.queued import Appended
+from piclusterd.ledger.writer import LedgerWriter
 from piclusterd.wire import BATCH_BYTES_MAX, Head, Span
 
 from .keys import Key, SlowKey, verify
