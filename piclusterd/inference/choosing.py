@@ -5,10 +5,11 @@
     logits at every inner node ──log-softmax──▶ log P(option) = sum along its path ──softmax──▶ probabilities
     (a path's last token is never read: what precedes it says how probable it is)
 
-Several fields make a JSON object, one pass a field, each given the choices before it. A path goes on to what ends the
-option (the mark that closes the value, or the end of the answer): its sum is the logarithm of the probability that
-sampling without any constraint would write that option, so options of different length compare as they are, and "P1"
-is not favoured over "P10". Dividing by the length instead would favour long options of rare words.
+Several fields make a JSON object, one pass a field, each given the choices before it. A path's sum is the logarithm of
+the probability that sampling without any constraint would write that option, so options of different length compare as
+they are. Dividing by the length instead would favour long options of rare words. Where one option begins another, paths
+go on to what ends the option (the mark that closes the value, or the end of the answer), so that "P1" is not favoured
+over "P10". Where none does, they end with the option: what follows it is not asked for, and costs nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from .protocol import Field
@@ -58,6 +60,7 @@ class Choosing:
         self._chosen: list[str] = []
         self.probabilities: list[tuple[float, ...]] = []
         self._paths: list[Tokens] = []
+        self._wholes: list[Tokens] = []
         self._best_path: Tokens = []
         self._scores: list[float] = []
         self._nodes: list[Node] = []
@@ -120,7 +123,7 @@ class Choosing:
         weights = [math.exp(score - peak) for score in self._scores]
         best = self._scores.index(peak)
         self.probabilities.append(tuple(weight / sum(weights) for weight in weights))
-        self._best_path = self._paths[best]
+        self._best_path = self._wholes[best]
         self._chosen.append(self._fields[len(self._chosen)].options[best])
         if not self.done:
             self._begin()
@@ -130,9 +133,13 @@ class Choosing:
         field = self._fields[len(self._chosen)]
         last = len(self._chosen) == len(self._fields) - 1
         if field.name:
-            self._paths = [self._tokenise(self._written(option) + ("}" if last else ",")) for option in field.options]
+            texts = [self._written(option) for option in field.options]
+            bare = [self._tokenise(text[:-1]) for text in texts]
+            self._wholes = [self._tokenise(text + ("}" if last else ",")) for text in texts]
         else:
-            self._paths = [[*self._tokenise(option), self._end] for option in field.options]
+            bare = [self._tokenise(option) for option in field.options]
+            self._wholes = [[*tokens, self._end] for tokens in bare]
+        self._paths = bare if _told_apart(field.options, bare, self._wholes) else self._wholes
         self._settled = shared(self._paths)
         self._scores = []
         self._at = 0
@@ -159,6 +166,14 @@ class Choosing:
         self._inner = sorted({node.parent for node in self._nodes} - {-1})
         if not self._nodes:
             self.scored({})  # a single option needs no pass
+
+
+def _told_apart(options: Sequence[str], bare: Sequence[Tokens], wholes: Sequence[Tokens]) -> bool:
+    """Whether no option begins another, and none shares a token with the mark that ends it."""
+    ranked = sorted(options)
+    if any(after.startswith(before) for before, after in pairwise(ranked)):
+        return False
+    return all(whole[: len(tokens)] == tokens for tokens, whole in zip(bare, wholes, strict=True))
 
 
 def tree(paths: Sequence[Tokens]) -> list[Node]:

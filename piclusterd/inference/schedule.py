@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 CHUNK_TOKENS_MIN = 16
 """Prompt tokens read in a step at least: fewer waste the matrix kernels."""
-CHUNK_TOKENS_FIRST = 64
+CHUNK_TOKENS_FIRST = 60
 """While no speed has been measured: a slow board must not be committed to a full batch."""
 BESIDE_ANSWERS_S = 0.4
 """How long reading prompts may hold up the answers in a step. Shorter steps read slower: the weights pass by in each,
 and small batches waste the matrix kernels."""
 TILE_ROWS = 64
-"""Rows from which llama.cpp's attention goes by tiles; fewer go cell by cell, at several times the cost."""
+"""Rows from which llama.cpp's attention goes by tiles; fewer go cell by cell, at several times the cost. Those do not
+depend on what else is in the batch; by tiles sums are rounded otherwise, which moves logits by some hundredths."""
 ALONE_S = 0.5
 """How long a step may last that only reads: a cancelled prompt is let go between two steps, and within a second."""
 EXPECTED_ANSWER = 64

@@ -77,10 +77,29 @@ def test_fields_are_chosen_one_after_another_and_make_json() -> None:
 
 
 def test_what_nothing_follows_is_not_read() -> None:
-    asked = choosing(Field("", ("bug", "chore")))
+    asked = choosing(Field("", ("P1", "P10", "Q")))
     last = [number for number, node in enumerate(asked.nodes) if node.token == END]
-    assert len(last) == 2
+    assert len(last) == 3
     assert sorted([*asked.inner, *last]) == list(range(len(asked.nodes)))
+
+
+def test_where_no_option_begins_another_what_ends_them_is_not_asked_for() -> None:
+    asked = choosing(Field("", ("P1", "P2")))
+    assert ([node.token for node in asked.nodes], asked.inner) == (tokenise("12"), [])
+    assert answered(asked, Towards("P2"))[0] == "P2"
+    assert asked.path == [*tokenise("P2"), END]
+    named = choosing(Field("type", ("bug", "chore")))
+    assert [node.token for node in named.nodes] == tokenise("bug" + "chore")
+    assert answered(named, Towards('{"type": "chore"}'))[0] == '{"type": "chore"}'
+    assert named.path == tokenise('{"type": "chore"}')
+
+
+def test_an_option_that_shares_a_token_with_its_end_is_read_to_that() -> None:
+    def merging(text: str) -> list[int]:
+        return [ord(char) for char in text.replace('x"', "\N{DELETE}")]
+
+    asked = Choosing((Field("a", ("x", "y")),), merging, END, 16)
+    assert [node.token for node in asked.nodes] == [0x7F, *tokenise('}y"}')]
 
 
 def test_a_single_option_needs_no_pass() -> None:

@@ -83,8 +83,8 @@ def test_it_picks_what_the_full_logits_pick_with_the_same_probabilities(engine: 
     for number, (text, done) in found.items():
         prompt = engine.prompt_tokens(asked(number))
         chosen = json.loads(text)
-        kinds = [f'{{"type": "{kind}",' for kind in TYPES]
-        ranks = [f'{{"type": "{chosen["type"]}", "priority": "{rank}"}}' for rank in PRIORITIES]
+        kinds = [f'{{"type": "{kind}' for kind in TYPES]
+        ranks = [f'{{"type": "{chosen["type"]}", "priority": "{rank}' for rank in PRIORITIES]
         for options, names, key, told in ((kinds, TYPES, "type", 0), (ranks, PRIORITIES, "priority", 1)):
             expected = softmax([plain_score(weights, prompt, weights.tokenise_plain(each)) for each in options])
             assert done.choices[told] == pytest.approx(expected, abs=ROUNDING)
@@ -110,7 +110,7 @@ def test_options_of_one_token_are_told_from_the_prompt_alone(engine: Engine, wei
     engine.submit(1, asked(0, Field("", numbers)))
     text, done = answers(engine)[1]
     prompt = engine.prompt_tokens(asked(0))
-    expected = softmax([plain_score(weights, prompt, [*weights.tokenise_plain(one), weights.end]) for one in numbers])
+    expected = softmax([plain_score(weights, prompt, weights.tokenise_plain(one)) for one in numbers])
     assert done.choices[0] == pytest.approx(expected, abs=ROUNDING)
     assert text == numbers[expected.index(max(expected))]
 

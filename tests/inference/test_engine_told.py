@@ -1,4 +1,9 @@
-"""An answer begun by one child goes on in another as if nothing had happened, wherever it was cut."""
+"""An answer begun by one child goes on in another as if nothing had happened, wherever it was cut.
+
+Both read as slow boards do, in chunks below a tile of attention, and into an empty memory: then no sum depends on what
+was in a batch, or in which order cells were filled. Otherwise logits move by some hundredths, and a die that falls on
+an edge may show another token.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import msgspec
 import pytest
 
 from piclusterd.errors import UserError
+from piclusterd.inference import schedule
 from piclusterd.inference.engine import Engine
 from piclusterd.inference.protocol import Delta, Done, Field, GenerateRequest, Load, Told
 from piclusterd.inference.sampler import die
@@ -38,6 +44,14 @@ REQUESTS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def slow_board() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ALONE_S", "BESIDE_ANSWERS_S"):
+            patch.setattr(schedule, name, 0.0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def first() -> Iterator[Engine]:
     yield from engine()
@@ -59,6 +73,7 @@ def asked(**changes: object) -> GenerateRequest:
 
 
 def answered(engine: Engine, request: GenerateRequest) -> list[Delta | Done]:
+    engine._residents.clear()
     engine.submit(1, request)
     out: list[Delta | Done] = []
     while engine.busy:
