@@ -26,6 +26,11 @@ CONTRACT = "Deciders neither act nor look at the clock"
 MEMBERSHIP = ("tests/cluster/test_membership.py", "tests/cluster/test_membership_lists.py")
 RUN = ("tests/workflows/test_run.py",)
 PARTS_OF_MEMBERSHIP = ("belief", "roster", "exchange", "probing", "suspicion", "broadcast", "own_facts", "timings")
+TRIAGE = (
+    *(f"tests/workflows/test_{name}.py" for name in ("triage", "triage_rules", "cases")),
+    "tests/integrations/test_triage_linear.py",
+)
+PARTS_OF_TRIAGE = ("prompt", "ask", "decide", "write", "comment", "issue", "commands", "watch")
 VALUES = ("events", "record", "rules", "setup", "views", "wishes")
 """What a node is told, tells and is made with: whoever tests nodes tests these."""
 TESTED_BY = {
@@ -35,7 +40,13 @@ TESTED_BY = {
     "ledger.checkpoint": ("tests/ledger/test_prune.py",),
     "inference.routing": ("tests/inference/test_placement.py",),
     **dict.fromkeys(("workflows.workflow", "workflows.flight"), RUN),
-    **dict.fromkeys(("workflows.triage_prompt", "workflows.neutral"), ("tests/workflows/test_triage.py",)),
+    **dict.fromkeys([f"workflows.triage_{part}" for part in PARTS_OF_TRIAGE], TRIAGE),
+    "workflows.neutral": TRIAGE,
+    "workflows.triage_policy": ("tests/workflows/test_triage_policy.py", *TRIAGE),
+    "workflows.vectors": ("tests/workflows/test_cases.py",),
+    "workflows.spec_prompt": ("tests/workflows/test_spec.py",),
+    "workflows.moderation_prompt": ("tests/workflows/test_moderation.py",),
+    "workflows.notifying": ("tests/workflows/test_notice.py",),
     **dict.fromkeys(VALUES, ("tests/test_node.py",)),
 }
 

@@ -216,3 +216,11 @@ def test_the_largest_batch_that_a_store_makes_fits_into_one_message() -> None:
 def test_heads_and_spans_name_their_log() -> None:
     node = NodeId("c" * 16)
     assert wire.Head(node, 2, 9).log == wire.Span(node, 2, 1, 9).log == LogId(node, 2)
+
+
+def test_a_model_does_what_it_names_and_one_that_names_nothing_generates() -> None:
+    named = wire.ModelFacts("m", tasks=("embed",))
+    assert (named.does("embed"), named.does("generate")) == (True, False)
+    older, embedder = wire.ModelFacts("m"), wire.ModelFacts("m", embeddings=True)
+    assert [older.does(task) for task in ("generate", "embed", "classify")] == [True, False, False]
+    assert [embedder.does(task) for task in ("generate", "embed", "classify")] == [True, True, False]

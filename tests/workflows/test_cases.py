@@ -121,12 +121,16 @@ def test_an_issue_that_is_told_again_makes_no_room_by_itself(monkeypatch: pytest
     assert [case.issue for case in book.cases] == ["i-0"]
 
 
-def test_titles_of_open_runs_are_told_by_workflow() -> None:
-    journal = Journal()
-    journal.grow([Fact(LOG, 1, 1, "hook", {"source": "linear", "key": "k", "event": "e", "body": b"{}",
-                                           "workflow": "triage", "title": "LIN-1 crash"}, hlc=1)])  # fmt: skip
-    assert journal.open_titles(("triage",)) == ["LIN-1 crash"]
-    assert journal.open_titles(("other",)) == []
+def test_what_is_told_of_an_issue_after_its_end_outlives_the_end() -> None:
+    book = Book()
+    book.tell("i", title="old", text="old")
+    book.facts.append(Fact(LOG, 2, 1, "case.end", {"issue": "i"}, hlc=2))
+    book.tell("i", title="new")
+    for order in itertools.permutations(book.facts):
+        cases = Cases()
+        for fact in order:
+            cases.grow(fact)
+        assert pictures(cases) == [{"issue": "i", "title": "new"}]
 
 
 def test_similar_issues_are_those_of_the_team_by_the_same_encoder_rescaled() -> None:
@@ -158,6 +162,7 @@ def test_confidence_follows_how_often_such_verdicts_stood() -> None:
     book = Book()
     for number in range(40):
         book.tell(f"i-{number}", said__type=["bug", 0.95, 0.95], human__type="bug" if number % 2 else "chore")
+    book.tell("unjudged", said__type=["bug", 0.95, 0.95])
     bins = book.cases.bins("type")
     assert bins[9] == [40, 20]
     assert calibrated(0.95, bins) == pytest.approx(0.59, abs=0.01)

@@ -340,3 +340,16 @@ def test_the_end_of_a_run_may_say_how_far_a_service_was_compared() -> None:
 )
 def test_a_fact_is_about_a_run_or_about_nothing_or_nobody_knows(fact: Fact, about: str | None) -> None:
     assert subject(fact) == about
+
+
+def test_titles_of_open_runs_are_told_by_workflow() -> None:
+    journal = folded(hook_fact(1, "a"), hook_fact(2, "b"), step("run.done", 3, "b", outcome="done"))
+    assert journal.open_titles(("three",)) == ["about a at 1"]
+    assert journal.open_titles(("other",)) == []
+
+
+@pytest.mark.parametrize("kind", ["case", "case.end"])
+def test_what_triage_learnt_is_about_its_issue(kind: str) -> None:
+    fact = Fact(LOG, 1, 1, kind, {"issue": "i-1", "set": {"title": "crash"}}, hlc=1)
+    assert subject(fact) == "case:i-1"
+    assert [case.issue for case in folded(fact).cases] == (["i-1"] if kind == "case" else [])

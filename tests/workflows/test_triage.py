@@ -14,6 +14,7 @@ from piclusterd.inference.demo_model.prompt import SYSTEM_PROMPT, prompt_message
 from piclusterd.wire import Hook
 from piclusterd.workflows import triage_prompt
 from piclusterd.workflows.triage import Triage
+from piclusterd.workflows.triage_comment import why_lines
 from piclusterd.workflows.triage_policy import Policies, Policy
 from piclusterd.workflows.triage_write import Wrote, wrote_before
 from piclusterd.workflows.workflow import TIMEOUT_SAYS, Approve, AskModel, Call, Finish, Step, Workflow
@@ -460,3 +461,24 @@ def test_a_team_that_learns_nothing_asks_no_memory() -> None:
     ask = Triage(config.Triage(), "small", US, policies).next(RUN, hook(created()), {"context": context()})
     assert isinstance(ask, AskModel)
     assert wrote_before({"wrote": {"priority": "x"}}) == Wrote()
+
+
+def test_a_larger_model_is_asked_only_where_the_first_is_not_sure() -> None:
+    office = Triage(config.Triage(), "small", US, Policies(Policy(larger_model="large"), {}))
+    asked = []
+    for kinds in ({"bug": 0.9, "chore": 0.1}, {"bug": 0.4, "chore": 0.3, "feature": 0.3}):
+        odds = {"type": kinds, "priority": {"P1": 0.9, "P2": 0.1}}
+        known = {**NOTHING, "context": context(), "classify": {"choices": odds, "model": "m", "node": "n"}}
+        told = office.next(RUN, hook(created()), known)
+        assert isinstance(told, AskModel)
+        asked.append((told.name, told.request["model"]))
+    assert asked == [("reason", "small"), ("classify-relay", "large")]
+
+
+@pytest.mark.parametrize(
+    ("human", "judged"),
+    [(None, ""), ("bug", "; people agreed"), ("", "; people made it none"), ("chore", "; people made it chore")],
+)
+def test_why_says_what_people_made_of_it(human: str | None, judged: str) -> None:
+    line, *_ = why_lines({"said.type": ["bug", 0.9, 0.9], "human.type": human})
+    assert line == f"type bug: 90% sure, by model{judged}"

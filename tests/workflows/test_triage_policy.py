@@ -89,6 +89,13 @@ def test_what_is_no_policy_is_told_and_never_raises_anything_else(text: str) -> 
     assert faults(text)
 
 
+def test_the_same_fault_is_told_once_and_a_table_is_asked_for_by_its_name() -> None:
+    (twice,) = faults('[default]\n[[default.rules]]\ntitle = ["x"]\nlabels = ["y", "y"]\n')
+    assert "'y' is not in labels_more" in twice
+    (table,) = faults("[default]\nlabels = 3\n")
+    assert "legal: table of name = text" in table
+
+
 def test_the_shipped_file_shows_every_key_and_is_legal() -> None:
     text = SHIPPED.read_text()
     assert all(f"{name} = " in text or f".{name}]]" in text for name in Policy.__struct_fields__)
