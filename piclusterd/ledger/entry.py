@@ -118,6 +118,8 @@ class Draft(NamedTuple):
     kind: str
     term: Term
     payload: bytes
+    body: Mapping[str, Any]
+    """The payload as every node will read it."""
 
 
 class Tip(NamedTuple):
@@ -183,7 +185,7 @@ def encode_draft(record: Record) -> Draft:
     body = decode_body(payload)
     if isinstance(body, Dropped):
         raise UserError(f"the body of a {record.kind} entry is not legal", body.reason, "Keep less in one entry.")
-    return Draft(record.kind, record.term, payload)
+    return Draft(record.kind, record.term, payload, body)
 
 
 def chain(

@@ -133,8 +133,10 @@ def append_drafts(
         if branches.is_frozen(conn, row):
             raise Unavailable("this node's log is closed", "two branches of it were seen", "Another one is opened now.")
         entries = chain(log, rows.tip(conn, row), drafts, signer, rows.last_hlc(conn), wall_ms)
-        rows.insert(conn, row, rows.with_headers(entries))
-    return entries, tuple(_sound_fact(entry) for entry in entries)
+        run = rows.with_headers(entries)
+        rows.insert(conn, row, run)
+    told = zip(run, drafts, strict=True)
+    return entries, tuple(Fact(log, head.seq, head.term, head.kind, item.body, head.hlc) for (head, _), item in told)
 
 
 def apply(conn: sqlite3.Connection, entries: Sequence[Entry], verify: Verify, resets: bool = False) -> Applied:

@@ -243,7 +243,7 @@ def test_a_chain_whose_bodies_were_pruned_still_verifies_and_shows_tampering() -
 
 
 def test_a_payload_that_is_no_mapping_is_refused_though_its_hash_fits() -> None:
-    item = e.Draft("note", 1, msgpack.packb([1]))
+    item = e.Draft("note", 1, msgpack.packb([1]), {})
     tip = follow(log_of())
     assert isinstance(tip, e.Tip)
     (bad,) = e.chain(KEY.log(), tip, [item], KEY, 0, 1000)
@@ -256,5 +256,5 @@ def test_no_drafts_make_no_entries() -> None:
 
 @pytest.mark.parametrize("body", [{"key": 7, "name": "pi"}, {"key": b"short", "name": "pi"}, {"key": KEY.public_key}])
 def test_an_opening_without_a_key_and_a_name_is_forged(body: dict[str, Any]) -> None:
-    (first,) = e.chain(KEY.log(), e.EMPTY, [e.Draft(e.OPEN, 0, msgpack.packb(body))], KEY, 0, 1000)
+    (first,) = e.chain(KEY.log(), e.EMPTY, [e.Draft(e.OPEN, 0, msgpack.packb(body), body)], KEY, 0, 1000)
     assert "does not hold the key" in refusal([first])
