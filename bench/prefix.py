@@ -5,7 +5,7 @@
 Three children on this machine (`town`), more beginnings than one of them remembers, asked for in random order, one
 request at a time. The first round, in which all is read for the first time, is not counted on either side. Each child
 gets a small share of a core from a cgroup: the demo model then reads some hundred tokens a second, as a Pi does with a
-model that is of use. Needs root and cgroup v1.
+model that is of use. Needs root and cgroup v1. What a state from another node saves, `prefix_states` measures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import statistics
 from pathlib import Path
 
+from bench.prefix_states import measure_states
 from bench.report import Report, main
 from bench.town import Timed, Town, slow, town
 from piclusterd.inference.protocol import GenerateRequest
@@ -32,6 +33,7 @@ SEED = 7
 
 def measure(report: Report, quick: bool) -> None:
     asyncio.run(_measure(report, 2 if quick else ROUNDS))
+    asyncio.run(measure_states(report, 1 if quick else ROUNDS - 1))
 
 
 async def _measure(report: Report, rounds: int) -> None:

@@ -24,7 +24,7 @@ from piclusterd.inference.placement import Placement
 from piclusterd.inference.pool import Pool
 from piclusterd.inference.protocol import Delta, Done, GenerateRequest
 from piclusterd.inference.serving import Serving
-from piclusterd.wire import Facts, Member
+from piclusterd.wire import Facts, Member, Shipped
 
 NAME = "bench"
 READY_S = 300.0
@@ -43,6 +43,7 @@ class Timed:
     tokens: int
     cached: int
     node: str
+    shipped: Shipped | None = None
 
 
 class Town:
@@ -88,7 +89,7 @@ class Town:
                     node = item.choice.node
         assert done is not None, "an answer ends with Done"
         took = time.monotonic() - began
-        return Timed(first or took, took, done.completion_tokens, done.cached_tokens, node)
+        return Timed(first or took, took, done.completion_tokens, done.cached_tokens, node, done.shipped)
 
 
 @asynccontextmanager

@@ -9,13 +9,18 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
 
+from piclusterd.cluster import identity
+from piclusterd.cluster.links import Links
 from piclusterd.errors import Overloaded, PiclusterError, Refused, Unavailable, UserError
+from piclusterd.events import Event
 from piclusterd.ids import NodeId
 from piclusterd.inference import ferry
 from piclusterd.inference.ferry import REQUEST, Ferry
@@ -24,8 +29,9 @@ from piclusterd.inference.protocol import ChatMessage, Done, GenerateRequest, de
 from piclusterd.inference.states import Ask, Offer
 from piclusterd.web.node_headers import end_headers
 from piclusterd.wire import Dropped, Facts
+from tests.cluster.test_identity import member
 
-from .rig import DEMO, NAME, collected, pool_of, spec
+from .rig import DEMO, NAME, READY_S, collected, pool_of, spec
 
 THERE = NodeId("2" * 16)
 PLENTY = 2**27
@@ -347,3 +353,40 @@ async def test_the_way_there_may_be_gone() -> None:
 
         nodes.ferry._request = no_link
         assert (await nodes.ask())[0] == nodes.computed
+
+
+async def test_over_a_link_of_mutual_tls_a_state_comes_whole(tmp_path: Path) -> None:
+    first = identity.create_cluster(tmp_path / "1", "home", "pi-2")
+    second = member(tmp_path, first, "pi-1")
+    async with two() as nodes:
+        giver = nodes.link.there
+        assert giver is not None
+        up = asyncio.Event()
+
+        async def note(event: Event) -> None:
+            up.set()
+
+        def serve(peer: NodeId, name: str, body: bytes) -> AsyncIterator[bytes]:
+            assert (peer, name) == (second.node, REQUEST)
+            return giver.serve(body)
+
+        there, here = Links(first, note, serve, Random(1)), Links(second, note, serve, Random(2))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(there.close)
+            stack.push_async_callback(here.close)
+            await here.start("127.0.0.1", 0)
+            here.dial(f"127.0.0.1:{await there.start('127.0.0.1', 0)}")
+            async with asyncio.timeout(READY_S):
+                while first.node not in here.peers():
+                    up.clear()
+                    await up.wait()
+
+            async def others() -> list[tuple[NodeId, Facts]]:
+                return [(first.node, Facts(name="pi-2", models=nodes.there.facts()))]
+
+            side = Ferry(nodes.here, others, here.request, PLENTY)
+            await side.known(NAME)
+            text, done = await nodes.ask()
+        assert text == nodes.computed
+        assert done.shipped is not None
+        assert done.cached_tokens > 450
