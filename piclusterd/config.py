@@ -92,7 +92,7 @@ class Ledger:
     commit_entries_max: Annotated[int, Meta(ge=1, le=4096, description="entries in one group commit")] = 64
     commit_delay_s: Annotated[
         float, Meta(ge=0.0, le=1.0, description="how long a commit waits for as many as came last, seconds")
-    ] = 0.0
+    ] = 0.01
     checkpoint_entries: Annotated[
         int, Meta(ge=16, le=1_000_000, description="new entries of this node's before it ends what is closed")
     ] = 4096

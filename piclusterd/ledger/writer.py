@@ -14,8 +14,9 @@ A fault of the disk is answered with `Broken` and nothing of that transaction is
 ledger refuses work exactly as long as the fault lasts.
 
 Group commit (DeWitt et al., SIGMOD 1984; fsync is what costs on an SD card): the appends that wait are one group, up to
-`commit_entries_max` entries or BATCH_BYTES_MAX bytes: what comes while the disk writes is the next group. Where
-`commit_delay_s` is set, one smaller than the last waits so long for as many: fewer writes, less done meanwhile.
+`commit_entries_max` entries or BATCH_BYTES_MAX bytes: what comes while the disk writes is the next group. One
+smaller than the last waits for as many, `commit_delay_s` at most: a crowd comes again together, and who is alone is not
+kept waiting.
 """
 
 from __future__ import annotations
