@@ -21,11 +21,18 @@ import llama_cpp as lib
 import numpy as np
 
 from ..errors import Broken, PiclusterError, UserError
+from .schedule import TILE_ROWS
 
 BATCH_TOKENS = 512
 """Tokens in one decode at most, all of which go through the network together; more only cost compute buffer."""
 GROUP = 4
 """Rows that llama.cpp's kernels for repacked weights take at once; what is left over goes row by row."""
+TILE_WORTH = 27
+"""Rows whose attention cell by cell takes the time of a whole tile."""
+CELL_WEIGHTS = 2000
+"""Weights that a row is multiplied with in the time that its attention to one cell takes a head."""
+LONG_CELLS = 128
+"""Shorter beginnings are not worth a tile's filling."""
 GROUPED_FILES = (2, 14, 15, 25)
 """`general.file_type` whose weights are repacked on x86 and ARM alike: Q4_0, Q4_K_S, Q4_K_M, IQ4_NL."""
 PIECE_BYTES = 256
@@ -84,6 +91,12 @@ class Weights:
         repacks = b"REPACK = 1" in features and (b"AVX2 = 1" in features or b"DOTPROD = 1" in features)
         self.grouped = repacks and self.shareable and self.metadata("general.file_type") in map(str, GROUPED_FILES)
         """Whether rows are cheapest in whole groups."""
+
+    def fills_tile(self, rows: int, cells: int) -> bool:
+        """Whether `rows` that look at so many `cells` each are read faster when they are filled up to a tile."""
+        if not TILE_WORTH < rows < TILE_ROWS or cells < LONG_CELLS:
+            return False
+        return (TILE_ROWS - rows) * self.parameters < (rows - TILE_WORTH) * cells * self.heads * CELL_WEIGHTS
 
     def close(self) -> None:
         lib.llama_model_free(self.model)
@@ -191,7 +204,7 @@ class Context:
         self.writes = bool(self._memory)
         """Whether answers can be written in it: encoders (BERT) keep nothing of what they read."""
         self._batch = Batch(BATCH_TOKENS, sequences)
-        self._grouped, self._filler = weights.grouped, sequences
+        self._weights, self._filler = weights, sequences
         self._logits_row = ctypes.c_float * weights.size
         self.size = int(lib.llama_n_ctx(self._pointer))
 
@@ -218,7 +231,7 @@ class Context:
 
     def decode(self) -> None:
         """Run the batch. Raises `KvFull` (nothing changed) or `Broken` (the memory is to be cleared)."""
-        fill = missing(self._batch.count) if self._grouped else 0
+        fill = self._fill()
         for position in range(fill):
             self._batch.add(0, position, (self._filler,), False)
         status = lib.llama_decode(self._pointer, self._batch.struct)
@@ -231,6 +244,13 @@ class Context:
             raise KvFull("the KV memory is full")
         if status != 0:
             raise Broken("llama.cpp failed to decode", f"It returned {status}. {' '.join(last_errors)}")
+
+    def _fill(self) -> int:
+        """Rows that make the batch faster by being more."""
+        rows = self._batch.count
+        if self._weights.fills_tile(rows, self._batch.reach // max(1, rows)):
+            return TILE_ROWS - rows
+        return missing(rows) if self._weights.grouped else 0
 
     def keep(self, sequence: int, length: int) -> bool:
         """Cut `sequence` down to its first `length` tokens; False where its kind cannot be cut (nothing changed)."""
@@ -292,6 +312,8 @@ class Batch:
     def __init__(self, room: int, sequences: int) -> None:
         self.struct = lib.llama_batch_init(room, 0, sequences)
         self._room = room
+        self.reach = 0
+        """Sum of the rows' positions."""
 
     def close(self) -> None:
         lib.llama_batch_free(self.struct)
@@ -301,7 +323,7 @@ class Batch:
         return int(self.struct.n_tokens)
 
     def clear(self) -> None:
-        self.struct.n_tokens = 0
+        self.struct.n_tokens = self.reach = 0
 
     def drop(self, count: int) -> None:
         """Take the last `count` out again."""
@@ -316,4 +338,5 @@ class Batch:
             batch.seq_id[row][at] = sequence
         batch.logits[row] = output
         batch.n_tokens = row + 1
+        self.reach += position
         return row

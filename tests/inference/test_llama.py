@@ -18,6 +18,33 @@ def test_groups_are_filled_where_it_pays() -> None:
     assert GROUP == 4
 
 
+def test_a_tile_is_filled_where_attention_is_long_and_rows_are_cheap() -> None:
+    weights = Weights(str(DEMO))
+    assert [weights.fills_tile(rows, 400) for rows in (8, 27, 40, 63, 64)] == [False, False, True, True, False]
+    assert not weights.fills_tile(63, 127)
+    weights.parameters, weights.heads = 494_000_000, 336
+    assert [weights.fills_tile(rows, 400) for rows in (48, 56)] == [False, True]
+    weights.close()
+
+
+def test_rows_that_fill_a_tile_are_not_seen() -> None:
+    weights = Weights(str(DEMO))
+    context = Context(weights, 1024, 2, 1, 1)
+    tokens = weights.tokenise_plain("Title: The editor crashes when saving. " * 40)[:240]
+    found = []
+    for chunk in (200, 120):  # the rest in one batch: 40 rows over 200, filled, and 120 rows
+        context.clear()
+        for begin, end in ((0, chunk), (chunk, 240)):
+            context.clear_batch()
+            rows = [context.add(tokens[at], at, (0,), at == end - 1) for at in range(begin, end)]
+            context.decode()
+        found.append(np.array(context.logits(rows[-1])))
+    assert weights.fills_tile(40, 220)
+    assert np.abs(found[0] - found[1]).max() < 4 * ROUNDING
+    context.close()
+    weights.close()
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_rows_that_fill_a_group_leave_nothing_behind(grouped: bool) -> None:
     weights = Weights(str(DEMO))
