@@ -19,14 +19,14 @@ CHUNK_TOKENS_MIN = 16
 """Prompt tokens read in a step at least: fewer waste the matrix kernels."""
 CHUNK_TOKENS_FIRST = 60
 """While no speed has been measured: a slow board must not be committed to a full batch."""
-BESIDE_ANSWERS_S = 0.4
-"""How long reading prompts may hold up the answers in a step. Shorter steps read slower: the weights pass by in each,
-and small batches waste the matrix kernels."""
+READING_S = 0.7
+"""How long a step may read prompts: it holds up the answers, and a cancelled prompt is let go between two steps, within
+a second. Shorter steps read slower: the weights pass by in each, and so do the answers' own rows."""
+STRETCH = 3
+"""A prompt is read to its end where that is at most this part more than the step may read: 0.93 s."""
 TILE_ROWS = 64
 """Rows from which llama.cpp's attention goes by tiles; fewer go cell by cell, at several times the cost. Those do not
 depend on what else is in the batch; by tiles sums are rounded otherwise, which moves logits by some hundredths."""
-ALONE_S = 0.5
-"""How long a step may last that only reads: a cancelled prompt is let go between two steps, and within a second."""
 EXPECTED_ANSWER = 64
 """Tokens an answer is taken to need when it is admitted: reserving all of `max_tokens` would leave most memory idle."""
 OVERTAKEN_MAX = 8
@@ -65,11 +65,11 @@ class Waiting:
     overtaken: int
 
 
-def chunk(prefill_tps: float, answering: bool, room: int) -> int:
+def chunk(prefill_tps: float, room: int) -> int:
     """Prompt tokens one step may read, by the speed measured (tokens a second; 0: not yet)."""
     if not prefill_tps:
         return min(room, CHUNK_TOKENS_FIRST)
-    return min(room, max(CHUNK_TOKENS_MIN, int(prefill_tps * (BESIDE_ANSWERS_S if answering else ALONE_S))))
+    return min(room, max(CHUNK_TOKENS_MIN, int(prefill_tps * READING_S)))
 
 
 def plan(pending: Sequence[Pending], prefill_tps: float, batch: int, forks: int) -> list[Share]:
@@ -80,12 +80,12 @@ def plan(pending: Sequence[Pending], prefill_tps: float, batch: int, forks: int)
         if one.answering and not one.tree and one.remaining <= room:
             shares.append(Share(index, one.remaining))
             room -= one.remaining
-    budget = chunk(prefill_tps, bool(shares), room)
+    budget = chunk(prefill_tps, room)
     for index, one in enumerate(pending):
         if one.answering and not one.tree:
             continue
         tree = _fits(one, budget, room, forks)
-        count = one.remaining if tree else _part(one, min(budget, room))
+        count = one.remaining if tree else _part(one, budget, room)
         if count > 0:
             shares.append(Share(index, count, tree))
             room -= count + one.tree * tree
@@ -94,11 +94,14 @@ def plan(pending: Sequence[Pending], prefill_tps: float, batch: int, forks: int)
     return shares
 
 
-def _part(one: Pending, most: int) -> int:
-    """How much of it is read, `most` at most: what is left for the next step is nothing, or worth a step."""
-    count = min(most, one.remaining - bool(one.tree))
+def _part(one: Pending, budget: int, room: int) -> int:
+    """How much of it is read: what is left for the next step is nothing, or worth a step."""
+    whole = one.remaining - bool(one.tree)
+    if whole <= min(room, budget + budget // STRETCH):
+        return whole
+    count = min(budget, room)
     left = one.remaining - count
-    return count - (TILE_ROWS - left) if 1 < left < TILE_ROWS <= count // 2 else count
+    return count - (TILE_ROWS - left) if left < TILE_ROWS <= count // 2 else count
 
 
 def _fits(one: Pending, budget: int, room: int, forks: int) -> bool:

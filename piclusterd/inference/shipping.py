@@ -26,7 +26,7 @@ HASH_BYTES_S = 200e6
 ASKING_S = 0.02
 """Questions to both children and across the LAN, where nobody is busy."""
 STEP_S = 0.5
-"""A busy child looks up between two steps (`schedule.ALONE_S`)."""
+"""A busy child looks up between two steps (`schedule.READING_S`)."""
 MARGIN = 1.5
 """Reading must be so much dearer: the figures are guesses, and a fetch takes another node's time as well."""
 SAVED_MIN_S = 0.1

@@ -47,8 +47,7 @@ REQUESTS: dict[str, dict[str, object]] = {
 @pytest.fixture(scope="module", autouse=True)
 def slow_board() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("ALONE_S", "BESIDE_ANSWERS_S"):
-            patch.setattr(schedule, name, 0.0)
+        patch.setattr(schedule, "READING_S", 0.0)
         yield
 
 

@@ -3,11 +3,10 @@ from __future__ import annotations
 import pytest
 
 from piclusterd.inference.schedule import (
-    ALONE_S,
-    BESIDE_ANSWERS_S,
     CHUNK_TOKENS_FIRST,
     CHUNK_TOKENS_MIN,
     OVERTAKEN_MAX,
+    READING_S,
     TILE_ROWS,
     Pending,
     Share,
@@ -21,22 +20,21 @@ ANSWER = Pending(1, True)
 
 
 def test_a_chunk_is_what_can_be_read_in_the_time_allowed() -> None:
-    assert chunk(100.0, answering=False, room=512) == int(100 * ALONE_S)
-    assert chunk(100.0, answering=True, room=512) == int(100 * BESIDE_ANSWERS_S)
-    assert chunk(1.0, answering=True, room=512) == CHUNK_TOKENS_MIN
-    assert chunk(0.0, answering=False, room=512) == CHUNK_TOKENS_FIRST
-    assert chunk(1e6, answering=False, room=500) == 500
+    assert chunk(100.0, room=512) == int(100 * READING_S)
+    assert chunk(1.0, room=512) == CHUNK_TOKENS_MIN
+    assert chunk(0.0, room=512) == CHUNK_TOKENS_FIRST
+    assert chunk(1e6, room=500) == 500
 
 
 def test_answers_go_first_and_prompts_share_what_is_left() -> None:
     pending = [Pending(700, False), ANSWER, Pending(40, False), ANSWER]
     assert plan(pending, 1e6, 512, 16) == [Share(1, 1), Share(3, 1), Share(0, 510)]
-    assert plan(pending, 60.0, 512, 16) == [Share(1, 1), Share(3, 1), Share(0, 24)]
+    assert plan(pending, 60.0, 512, 16) == [Share(1, 1), Share(3, 1), Share(0, 42)]
     assert plan(pending[1:], 1e6, 512, 16) == [Share(0, 1), Share(2, 1), Share(1, 40)]
 
 
 def test_forced_tokens_of_an_answer_are_read_whatever_the_chunk_is() -> None:
-    assert plan([Pending(60, True), Pending(500, False)], 40.0, 512, 16) == [Share(0, 60), Share(1, CHUNK_TOKENS_MIN)]
+    assert plan([Pending(60, True), Pending(500, False)], 20.0, 512, 16) == [Share(0, 60), Share(1, CHUNK_TOKENS_MIN)]
 
 
 def test_an_answer_that_does_not_fit_any_more_waits_a_step() -> None:
@@ -47,13 +45,19 @@ def test_what_is_left_of_a_prompt_is_worth_a_step() -> None:
     assert plan([Pending(520, False)], 1e6, 512, 16) == [Share(0, 520 - TILE_ROWS)]
     assert plan([Pending(512 + TILE_ROWS, False)], 1e6, 512, 16) == [Share(0, 512)]
     assert plan([Pending(520, False, tree=9)], 1e6, 512, 16) == [Share(0, 520 - TILE_ROWS)]
-    assert plan([Pending(60, False)], 100.0, 512, 16) == [Share(0, int(100 * ALONE_S))]
+    assert plan([Pending(100, False)], 100.0, 512, 16) == [Share(0, 70)]
+
+
+def test_a_prompt_is_read_to_its_end_where_that_is_little_more() -> None:
+    assert plan([Pending(93, False)], 100.0, 512, 16) == [Share(0, 93)]
+    assert plan([Pending(94, False)], 100.0, 512, 16) == [Share(0, 70)]
+    assert plan([Pending(94, False)], 100.0, 80, 16) == [Share(0, 70)]
 
 
 def test_options_go_with_the_last_chunk_of_their_prompt() -> None:
     one = Pending(30, False, tree=12, forks=4)
     assert plan([one], 1e6, 512, 16) == [Share(0, 30, True)]
-    assert plan([one], 40.0, 512, 16) == [Share(0, 20)]
+    assert plan([one], 28.0, 512, 16) == [Share(0, 19)]
     assert plan([one], 1e6, 41, 16) == [Share(0, 29)]  # the last is kept back: its logits are wanted with the options
 
 
