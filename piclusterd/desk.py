@@ -198,7 +198,7 @@ class Desk:
             allowed_hosts=self._config.api.allowed_hosts,
             extra_routes=[
                 *openai.routes(answering, self._list_models),
-                *ollama.routes(answering, self._cards, self.stock.client_pull),
+                *ollama.routes(answering, self._cards, self._running, self.stock.client_pull),
                 *moderations.routes(answering, self._classifiers),
                 *models.routes(self.stock.ask, self.stock.take),
                 *files.routes(Uploads(self.shelf), self.batches),
@@ -247,6 +247,9 @@ class Desk:
 
     async def _cards(self) -> list[Card]:
         return [await self.stock.card(card) for card in ollama.cards(await self.view()) if visible(card.name)]
+
+    async def _running(self) -> list[Card]:
+        return [card for card in await self.stock.running() if visible(card.name)]
 
     async def _classifiers(self) -> list[str]:
         """Models that classify texts, those in memory first."""

@@ -26,7 +26,15 @@ class PiclusterError(Exception):
         self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.what, self.why, self.fix) if part)
+        joint = ":" if self.why[:1].islower() else "."
+        return _joined(_joined(self.what, joint, self.why), ".", self.fix)
+
+
+def _joined(first: str, joint: str, second: str) -> str:
+    """As sentences: with `joint` where both say something and the first ends with no mark of its own."""
+    if not first or not second:
+        return first or second
+    return f"{first} {second}" if first[-1] in ".!?:;" else f"{first}{joint} {second}"
 
 
 class UserError(PiclusterError):

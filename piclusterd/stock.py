@@ -9,9 +9,12 @@ A line is a JSON object; a pull has one a step, everything else has one. A membe
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,17 @@ from .board import sensors
 from .errors import NotFound, PiclusterError, Refused, UserError
 from .ids import NodeId
 from .inference.catalogue import named, proposed
-from .inference.library import Library
+from .inference.library import Library, Loaded
 from .views import View
 from .web.admin import ModelWish, as_json
 from .web.ollama_schema import Card
 
+log = logging.getLogger(__name__)
+
 MODELS = "models"
 """Request between peers; its body is a `ModelWish`, its answer the lines."""
+RUNNING_S = 2.0
+"""For a node to say what it has in memory: a page that lists it is being looked at."""
 SILENCE_S = 600.0
 """Between two lines: a load, or the hash of a large file on a slow card."""
 
@@ -94,6 +101,29 @@ class Stock:
             family=str(about.get("architecture") or card.family), parameters=str(about.get("parameters", "")),
             quantisation=str(about.get("quantization", "")), context=card.context or int(about.get("context", 0)),
         )  # fmt: skip
+
+    async def running(self) -> list[Card]:
+        """What is in memory on any node, and until when, as each says itself; who cannot be asked is left out."""
+        alive = [member for member in (await self._view()).members if member.state == "alive"]
+        nodes = [member.node for member in alive if any(not facts.load_s for facts in member.facts.models)]
+        told = await asyncio.gather(*map(self._loaded_at, nodes))
+        found: dict[str, Card] = {}
+        for one in chain.from_iterable(told):
+            expires = math.inf if one.expires_s is None else one.expires_s
+            for name in (one.name, *one.aliases):
+                longest = max(expires, found[name].expires_s if name in found else 0.0)
+                found[name] = Card(name, size=one.size, sha256=one.sha256, context=one.context, expires_s=longest)
+        return [await self.card(card) for _, card in sorted(found.items())]
+
+    async def _loaded_at(self, node: NodeId) -> list[Loaded]:
+        try:
+            async with asyncio.timeout(RUNNING_S):
+                async with aclosing(self.ask(ModelWish("loaded", node=node))) as lines:
+                    told = [msgspec.convert(line["models"], list[Loaded]) async for line in lines]
+        except (PiclusterError, OSError, TimeoutError) as fault:
+            log.info("%s does not say what it has in memory: %s", node, fault)
+            return []
+        return [one for one in chain.from_iterable(told) if one.state == "ready"]
 
     async def _chosen(self, wanted: str) -> NodeId:
         if wanted in ("", self._me):

@@ -137,6 +137,8 @@ class ModelFacts(Message, frozen=True):
     """What decoding reads, gigabytes a second: all weights, for each token of an answer."""
     roofline: float = 0.0
     """That as a share of what the board's memory gives; 0: not measured."""
+    tools: bool = False
+    """Whether its chat template has a place for tools."""
 
     def does(self, task: str) -> bool:
         if self.tasks:

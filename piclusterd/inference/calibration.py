@@ -24,6 +24,23 @@ MOVED = 0.25
 """Averages wander; the card is written where one is off by so much."""
 MODELS_MAX = 256
 """Kept; the ones not measured for longest go first."""
+WHOLE_TOKENS = 64
+"""From so many on, a measurement has its whole weight."""
+SMOOTHING = 0.2
+"""Weight of the newest measurement in the running averages."""
+
+
+class Average:
+    """Exponentially weighted running average; `value` is 0 until the first measurement."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def add(self, measured: float, tokens: int) -> None:
+        """Measured over so many tokens: a short answer says little of a board."""
+        if measured > 0:
+            weight = SMOOTHING * min(1.0, tokens / WHOLE_TOKENS)
+            self.value += (measured - self.value) * (weight if self.value else 1.0)
 
 
 class Rate(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import UserError
+from .gguf import names_tools
 from .protocol import PROMPT_CHARS_MAX, ChatMessage
 from .tools import in_words, read_tools
 
@@ -55,7 +56,7 @@ class ChatTemplate:
         except TemplateError as fault:
             raise UserError("the model's chat template cannot be read", str(fault)) from None
         self._bos, self._eos = bos, eos
-        self._knows_tools = "tools" in source
+        self.knows_tools = names_tools(source)
         texts = sorted((text for text in specials if text), key=len, reverse=True)  # the longest match wins
         self._specials = re.compile("|".join(map(re.escape, texts))) if texts else None
 
@@ -67,7 +68,7 @@ class ChatTemplate:
         mark = f"\ue000{secrets.token_hex(16)}\ue001"
         spans: list[str] = []
         offered = read_tools(tools) if tools else []
-        if not self._knows_tools:
+        if not self.knows_tools:
             messages, offered = in_words(messages, offered), []
         plain = self._guard([_plain(message) for message in messages], mark, spans)
         try:

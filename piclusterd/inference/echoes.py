@@ -44,6 +44,11 @@ def deterministic(request: GenerateRequest) -> bool:
     return fixed and request.told == Told()
 
 
+def _plain(request: GenerateRequest) -> GenerateRequest:
+    """What the answer depends on, apart from the model."""
+    return msgspec.structs.replace(request, model="", tenant="", priority="interactive", id="", keep_alive_s=None)
+
+
 @dataclass(slots=True)
 class _Flight:
     """One answer on its way. `moved` is set, and made anew, at every frame and at the end."""
@@ -86,18 +91,23 @@ class Echoes:
                 async for frame in plain:
                     yield frame
             return
-        await self._pool.ready(model)
-        plain_request = msgspec.structs.replace(request, model="", tenant="", priority="interactive", id="")
+        await self._pool.demand.ready(model)
+        plain_request = msgspec.structs.replace(
+            request, model="", tenant="", priority="interactive", id="", keep_alive_s=None
+        )
         key = self._key(model, request.tenant, b"generate", encode(plain_request))
         ask = partial(self._pool.generate, model, request)
-        async with aclosing(self._heard(key, URGENCY[request.priority], ask)) as frames:
-            async for heard in frames:
-                yield cast(Delta | Done, heard)
+        try:
+            async with aclosing(self._heard(key, URGENCY[request.priority], ask)) as frames:
+                async for heard in frames:
+                    yield cast(Delta | Done, heard)
+        finally:
+            self._pool.demand.keep(model, request.keep_alive_s)
 
     async def embed(self, model: str, texts: Sequence[str], asked: Asked = NOBODY) -> Embedded:
         """As `Pool.embed`: only the texts that are not known are asked for. `tokens` are those of the request, where
         texts of one batch share theirs evenly."""
-        await self._pool.ready(model)
+        await self._pool.demand.ready(model)
         keys = [self._key(model, asked.tenant, b"embed", text.encode()) for text in texts]
         known = {key: frame for key in keys if (frame := self._found(key)) is not None}
         wanted = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
@@ -106,6 +116,7 @@ class Echoes:
             cache = await self._embed_rest(model, asked, wanted, known)
         else:
             self.told["hit"] += 1
+            self._pool.demand.keep(model, asked.keep_alive_s)
         parts = [known[key] for key in keys]
         return Embedded(0, tuple(part.vectors[0] for part in parts), sum(part.tokens for part in parts), cache)
 

@@ -28,6 +28,7 @@ from .detokenise import TextStream
 from .dock import Dock
 from .embedder import Embeddings
 from .faults import failed, too_long
+from .gguf import names_tools
 from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights, likeliest
 from .prompts import Prompts
 from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told
@@ -82,6 +83,7 @@ class Engine:
         return Ready(
             self.context, weights.embedding_size, weights.description, name, weights.template_sha256, tuple(tasks),
             state_key=weights.state_key if self._context.writes else "",
+            tools="generate" in tasks and names_tools(weights.chat_template),
         )  # fmt: skip
 
     @property

@@ -27,7 +27,7 @@ from ..integrations.model_hub import Hub, HubFile, looks_like_reference, parse
 from ..wire import ModelFacts
 from . import catalogue
 from .fetching import Progress, fetch, receive
-from .gguf import describe
+from .gguf import describe, takes_tools
 from .lan import Lan
 from .loading import Loads
 from .models import ModelSpec, resolve
@@ -108,7 +108,7 @@ class Library:
         """Peers that may have what is pulled; set by whoever has links."""
         pool.stored = self.facts
         if settings.on_demand:
-            pool.ready = self.loads.ready
+            pool.demand = self.loads
 
     async def start(self) -> None:
         await asyncio.to_thread(self.store.open)
@@ -147,7 +147,7 @@ class Library:
         if not self._settings.on_demand:
             return ()
         return tuple(
-            ModelFacts(name=name, embeddings=True, load_s=self.loads.load_s(one.size))
+            ModelFacts(name=name, embeddings=True, load_s=self.loads.load_s(one.size), tools=one.tools)
             for one in self.store.entries.values()
             for name in (one.name, *one.aliases)
             if self._pool.served(name) is None or self.loads.loading(one.name)
@@ -248,9 +248,9 @@ class Library:
     async def _put(self, name: str, sha256: str, size: int, source: str, revision: str = "") -> Manifest:
         async with self._order:
             old = self.store.entries.get(name)
-            manifest = Manifest(
-                name, sha256, size, source, revision, old.aliases if old else (), bool(old and old.pinned), time.time()
-            )
+            tools = await asyncio.to_thread(takes_tools, self.store.blob(sha256))
+            aliases, pinned = (old.aliases, old.pinned) if old else ((), False)
+            manifest = Manifest(name, sha256, size, source, revision, aliases, pinned, time.time(), tools)
             put = await asyncio.to_thread(self.store.put, manifest)
             if old is not None and old.sha256 != sha256:
                 await self.loads.unload(name)  # the next request gets the new one

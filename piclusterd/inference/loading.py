@@ -11,6 +11,7 @@ and after the load, so that it cannot be exchanged in between. Whoever waits for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -89,6 +90,8 @@ class Loads:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, int] = {}
         self._turn = asyncio.Lock()
+        self._ending = asyncio.Event()
+        """Set where a model is wanted no longer, so that nobody waits for the next look."""
 
     async def ready(self, name: str) -> None:
         """Returns once the model may be asked, or is none of ours. Raises `Overloaded` or what `load` raises."""
@@ -115,7 +118,8 @@ class Loads:
         return name in self._loading
 
     async def load(self, name: str, keep_alive_s: float | None = None) -> None:
-        """Have it in memory. `keep_alive_s` after its last answer, instead of the configured time; inf: for good.
+        """Have it in memory. `keep_alive_s` after its last answer, instead of the configured time; inf: until
+        another needs the room.
 
         Raises `NotFound`, or `Unavailable` with the reason and the numbers. Leaving does not stop the load.
         """
@@ -126,6 +130,23 @@ class Loads:
         await asyncio.shield(task)
         if keep_alive_s is not None and name in self._loaded:
             self._loaded[name].keep_alive_s = keep_alive_s
+
+    def keep(self, model: str, keep_alive_s: float | None) -> bool:
+        """From now on it is unloaded so long after its last answer; negative: only when another needs the room.
+
+        False: it is pinned or configured, and stays whatever a client asks. None changes nothing.
+        """
+        served = self._pool.served(model)
+        if served is None:
+            return True
+        loaded = self._loaded.get(served.spec.name)
+        if loaded is None or self._shelf.pinned(served.spec.name):
+            return False
+        if keep_alive_s is not None:
+            loaded.keep_alive_s = keep_alive_s if keep_alive_s >= 0 else FOREVER_S
+        if keep_alive_s == 0:
+            self._ending.set()
+        return True
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(name, None)
@@ -190,10 +211,9 @@ class Loads:
         for name, loaded in self._loaded.items():
             served = self._pool.served(name)
             if served is not None:
-                kept = self._shelf.pinned(name) or loaded.keep_alive_s == FOREVER_S
                 busy = served.state == "loading" or bool(served.busy or served.queued or self._waiting.get(name))
                 taken = 0 if served.state == "failed" else loaded.bytes
-                found.append(Resident(name, taken, served.used_at, busy, kept))
+                found.append(Resident(name, taken, served.used_at, busy, self._shelf.pinned(name)))
         return found
 
     def expires_s(self, name: str) -> float:
@@ -223,7 +243,10 @@ class Loads:
         for name in pinned():
             await self._tried(self.load(name))
         while True:
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._ending.wait()
+            self._ending.clear()
             await self._tried(self.look())
 
     async def _tried(self, work: Awaitable[None]) -> None:

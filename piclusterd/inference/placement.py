@@ -156,7 +156,8 @@ class Placement:
 
 
 def _serves(member: Member, model: str, task: str) -> list[ModelFacts]:
-    return [facts for facts in member.facts.models if facts.name == model and facts.does(task)][:1]
+    """Its facts of that model, where it can do the task; "": whatever it can do."""
+    return [facts for facts in member.facts.models if facts.name == model and (not task or facts.does(task))][:1]
 
 
 def _can(members: Sequence[Member], model: str) -> str:

@@ -27,8 +27,9 @@ import msgspec
 from ..config import Config
 from ..errors import NotFound, Unavailable
 from ..wire import ModelFacts, Shipped
-from .calibration import RATES, Calibration
+from .calibration import RATES, Average, Calibration
 from .child import HANG_S, Child, ChildDied, LoadFault
+from .demand import Configured, Demand, only_load
 from .models import ModelSpec
 from .prefix import Cached, marks
 from .protocol import EMBED_BATCH_MAX, Classified, Delta, Done, Embedded, GenerateRequest, Ready
@@ -46,25 +47,8 @@ QUARANTINE_S = 600.0
 """What a model that keeps dying is left alone for; each later death starts it anew."""
 BACKOFF_S = 0.25
 """Before a dead child is started again, at most."""
-WHOLE_TOKENS = 64
-"""From so many on, a measurement has its whole weight."""
-SMOOTHING = 0.2
-"""Weight of the newest measurement in the running averages."""
 BEGINNINGS = 2
 """Prompts that a child remembers for each of its slots (`budget.sequences`)."""
-
-
-class Average:
-    """Exponentially weighted running average; `value` is 0 until the first measurement."""
-
-    def __init__(self, value: float = 0.0) -> None:
-        self.value = value
-
-    def add(self, measured: float, tokens: int) -> None:
-        """Measured over so many tokens: a short answer says little of a board."""
-        if measured > 0:
-            weight = SMOOTHING * min(1.0, tokens / WHOLE_TOKENS)
-            self.value += (measured - self.value) * (weight if self.value else 1.0)
 
 
 class Served:
@@ -196,6 +180,11 @@ class Served:
         finally:
             self.used_at = time.monotonic()
 
+    def wanted(self) -> None:
+        """Somebody will ask it soon. Raises `Unavailable` where it is not ready."""
+        self._check_ready()
+        self.used_at = time.monotonic()
+
     def _check_ready(self) -> Child:
         if self.state != "ready" or self.child is None:
             raise Unavailable(f"{self.spec.name} is {self.state} on this node", self.why)
@@ -223,6 +212,7 @@ class Served:
             prefixes=self.cached.digests(),
             gb_s=round(self._calibration.read_per_s(self.spec, self.decode.value) / 1e9, 2),
             roofline=round(self._calibration.roofline(self.spec, self.decode.value), 3),
+            tools=self.ready is not None and self.ready.tools,
         )
 
 
@@ -250,8 +240,7 @@ class Pool:
         self.calibration = calibration or Calibration()
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
-        self.ready: Callable[[str], Awaitable[None]] = _as_it_is
-        """Returns once the model may be asked: where a store loads models on demand, it loads them here."""
+        self.demand: Demand = Configured()
         self.bring: Callable[[Served, Child, GenerateRequest], Awaitable[Shipped | None]] = _nothing
         """Before a prompt is read: its beginning from another node, where that costs less (`ferry`)."""
         self.stored: Callable[[], tuple[ModelFacts, ...]] = tuple
@@ -344,9 +333,10 @@ class Pool:
 
         Raises `NotFound`, `Overloaded`, `Unavailable` (not ready, or the child died) or the child's `UserError`.
         """
-        await self.ready(model)
-        served = self._of(model)
-        async with served.turn(asked_by(request)) as (child, turn):
+        if request.only_loads:
+            yield await only_load(self.demand, self._of, model, request.keep_alive_s)
+            return
+        async with self._turn(model, asked_by(request)) as (served, child, turn):
             shipped = await self.bring(served, child, request)
             async with aclosing(child.generate(request)) as answer:
                 served.cached.add(marks(request))
@@ -359,11 +349,9 @@ class Pool:
 
     async def embed(self, model: str, texts: Sequence[str], asked: Asked = NOBODY) -> Embedded:
         """One vector a text. Raises as `generate` does."""
-        await self.ready(model)
-        served = self._of(model)
         vectors: list[bytes] = []
         tokens = 0
-        async with served.turn(asked) as (child, _):
+        async with self._turn(model, asked) as (_, child, _):
             for at in range(0, len(texts), EMBED_BATCH_MAX):
                 part = await child.embed(tuple(texts[at : at + EMBED_BATCH_MAX]))
                 vectors += part.vectors
@@ -372,14 +360,22 @@ class Pool:
 
     async def classify(self, model: str, texts: Sequence[str], asked: Asked = NOBODY) -> Classified:
         """The labels of each text, with scores. Raises as `generate` does."""
-        await self.ready(model)
-        served = self._of(model)
-        async with served.turn(asked) as (child, _):
+        async with self._turn(model, asked) as (_, child, _):
             parts = [
                 await child.classify(tuple(texts[at : at + EMBED_BATCH_MAX]))
                 for at in range(0, len(texts), EMBED_BATCH_MAX)
             ]
         return Classified(0, tuple(scores for part in parts for scores in part.scores), sum(p.tokens for p in parts))
+
+    @asynccontextmanager
+    async def _turn(self, model: str, asked: Asked) -> AsyncIterator[tuple[Served, Child, Turn]]:
+        await self.demand.ready(model)
+        served = self._of(model)
+        try:
+            async with served.turn(asked) as (child, turn):
+                yield served, child, turn
+        finally:
+            self.demand.keep(model, asked.keep_alive_s)
 
     def _of(self, model: str) -> Served:
         served = self.served(model)
@@ -387,10 +383,6 @@ class Pool:
             there = ", ".join(self._served) or "none"
             raise NotFound(f"this node has no model {model!r}", f"It has: {there}.", param="model")
         return served
-
-
-async def _as_it_is(model: str) -> None:
-    """Nothing is loaded on demand."""
 
 
 async def _nothing(served: Served, child: Child, request: GenerateRequest) -> None:

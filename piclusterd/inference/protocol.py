@@ -94,6 +94,8 @@ Priority = Literal["interactive", "workflow", "batch"]
 """Who goes first: somebody waits; a run waits; nobody waits."""
 Tenant = Annotated[str, Meta(max_length=TENANT_CHARS_MAX)]
 RequestId = Annotated[str, Meta(max_length=REQUEST_ID_CHARS_MAX)]
+KeepAlive = Annotated[float, Meta(ge=-1.0)] | None
+"""Seconds that the model stays in memory after this answer; -1: until the room is needed; None: as it was."""
 Cache = Literal["", "hit", "joined", "miss"]
 """Where an answer came from (`echoes`): remembered, another's in flight, the model. Empty: it was not looked for."""
 
@@ -118,6 +120,7 @@ class GenerateRequest(Frame, frozen=True):
     `logit_bias` is pairs of token and what is added to its logit; `top_logprobs` counts the alternatives told of each
     token where `logprobs` is set. `told` is what another child has answered already: the answer goes on after it, as
     that one would have gone on. `tenant` shares the queue fairly with others; `id` is the client's request.
+    With `only_loads` nothing is asked: the model comes into memory, or leaves it where `keep_alive_s` is 0.
     """
 
     model: Annotated[str, Meta(max_length=256)] = ""
@@ -145,6 +148,8 @@ class GenerateRequest(Frame, frozen=True):
     tenant: Tenant = ""
     priority: Priority = "interactive"
     id: RequestId = ""
+    keep_alive_s: KeepAlive = None
+    only_loads: bool = False
 
     @property
     def text_length(self) -> int:
@@ -158,6 +163,7 @@ class EmbedRequest(Frame, frozen=True):
     tenant: Tenant = ""
     priority: Priority = "interactive"
     id: RequestId = ""
+    keep_alive_s: KeepAlive = None
 
 
 class ClassifyRequest(Frame, frozen=True):
@@ -220,6 +226,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     """Bytes of memory read a second, where that was to be measured."""
     state_key: str = ""
     """Build and settings that saved states depend on; empty: none can be given to another node."""
+    tools: bool = False
+    """Whether its chat template has a place for tools."""
 
 
 class LoadFailed(Frame, frozen=True, tag="load-failed"):

@@ -160,7 +160,7 @@ class Fallback:
         except ProviderFailed as fault:
             self._judge(provider, fault)
             raise Unavailable(f"{name} did not answer", str(fault)) from None
-        return {"text": text, "model": provider.model, "node": name}
+        return {"text": text, "model": provider.model, "node": name, "name": name}
 
     def told(self) -> list[Json]:
         """Each provider, for /health."""

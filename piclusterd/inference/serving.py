@@ -16,12 +16,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
 
-from ..errors import Broken, PiclusterError, Unavailable, UserError
+from ..errors import Broken, PiclusterError, Refused, Unavailable, UserError
 from ..events import Choice, WhoServes
 from ..ids import NodeId
 from ..wire import Dropped
@@ -123,13 +123,14 @@ class Serving:
         one that answered is gone).
         """
         tokens = request.text_length // CHARS_PER_TOKEN
-        asked = WhoServes(
-            0, self._named(request.model), "generate", tokens, (), prefer, marks(request), request.max_tokens
-        )
+        task = "" if request.only_loads else "generate"
+        asked = WhoServes(0, self._named(request.model), task, tokens, (), prefer, marks(request), request.max_tokens)
         attempts = Attempts(self._who, asked, self._patience_s)
         with self.decisions.noted(request.id, "generate", asked.model, request.priority) as decision:
             decision.hops = attempts.hops
-            async with aclosing(self._unbroken(request, attempts)) as items:
+            ends = request.only_loads and request.keep_alive_s == 0
+            answer = self._let_go(request, asked) if ends else self._unbroken(request, attempts)
+            async with aclosing(answer) as items:
                 async for item in items:
                     if isinstance(item, Done):
                         decision.done = item
@@ -156,6 +157,26 @@ class Serving:
                 if not elsewhere(fault):
                     raise
                 attempts.failed(choice, fault)
+
+    async def _let_go(self, request: GenerateRequest, asked: WhoServes) -> AsyncGenerator[Started | Delta | Done, None]:
+        """Out of the memory of every node. Raises `Refused`, once all were asked, where one keeps it all the same."""
+        choice, refused = await self._who(asked), list[Refused]()
+        yield Started(choice)
+        while True:
+            asked = replace(asked, exclude=(*asked.exclude, choice.node))
+            try:
+                async with aclosing(self._answers(choice, request)) as answers:
+                    last = [frame async for frame in answers]
+            except Refused as fault:
+                refused.append(fault)
+            try:
+                choice = await self._who(asked)
+            except Unavailable:
+                break
+        if refused:
+            raise refused[0]
+        for frame in last:
+            yield frame
 
     async def embed(self, request: EmbedRequest) -> tuple[Choice, Embedded]:
         """One vector a text, and who made them. Raises as `generate` does."""
@@ -193,7 +214,7 @@ class Serving:
                     attempts.failed(choice, fault)
 
     async def complete(self, body: Mapping[str, Any], prefer: str = "") -> dict[str, Any]:
-        """The answer to an OpenAI chat `body` as `{"text", "model", "node"}` (a workflow's `AskModel`).
+        """The answer to an OpenAI chat `body` as `{"text", "model", "node", "name"}` (a workflow's `AskModel`).
 
         With `guided_choice` also `choices`: field → option → its probability.
         """
@@ -212,7 +233,7 @@ class Serving:
                     case Done():
                         pass
         assert choice is not None, "an answer starts with Started"
-        said = {"text": text, "model": choice.model, "node": choice.node}
+        said = {"text": text, "model": choice.model, "node": choice.node, "name": choice.name}
         return {**said, "choices": told} if told else said
 
     async def drain(self) -> None:

@@ -61,6 +61,8 @@ class Manifest(msgspec.Struct, frozen=True):
     pinned: bool = False
     added: float = 0.0
     """Unix seconds."""
+    tools: bool = False
+    """Whether its chat template has a place for tools."""
 
 
 class NoSpace(Unavailable):

@@ -1,8 +1,9 @@
 """What a workflow asks of a model, and how the answer is written down (a workflow's `AskModel`).
 
-    {"messages": …}                                  ──▶ generate ──▶ {"text", "model", "node"}
-    {"task": "embed", "model", "texts"}              ──▶ embed    ──▶ {"vectors": [bytes], "model", "node"}
-    {"task": "classify", "model", "texts"}           ──▶ classify ──▶ {"scores": [{label: score}], "model", "node"}
+    {"messages": …}                                  ──▶ generate ──▶ {"text"}
+    {"task": "embed", "model", "texts"}              ──▶ embed    ──▶ {"vectors": [bytes]}
+    {"task": "classify", "model", "texts"}           ──▶ classify ──▶ {"scores": [{label: score}]}
+                                                          each with {"model", "node": id, "name": of the node}
 
 Answers are plain values that msgpack knows, since the ledger keeps them.
 """
@@ -16,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UserError
+from ..events import Choice
 from .protocol import ClassifyRequest, EmbedRequest
 from .serving import Serving
 
@@ -36,13 +38,17 @@ async def perform(serving: Serving, body: Mapping[str, Any], prefer: str = "") -
         case "embed":
             asked = _texts(body)
             choice, embedded = await serving.embed(EmbedRequest(asked.model, asked.texts))
-            return {"vectors": list(embedded.vectors), "model": choice.model, "node": choice.node}
+            return {"vectors": list(embedded.vectors), **_by(choice)}
         case "classify":
             asked = _texts(body)
             choice, classified = await serving.classify(ClassifyRequest(asked.model, asked.texts))
-            return {"scores": [dict(one) for one in classified.scores], "model": choice.model, "node": choice.node}
+            return {"scores": [dict(one) for one in classified.scores], **_by(choice)}
         case other:
             raise UserError(f"there is no task {other!r}", "Models generate, embed or classify.", param="task")
+
+
+def _by(choice: Choice) -> dict[str, Any]:
+    return {"model": choice.model, "node": choice.node, "name": choice.name}
 
 
 def _texts(body: Mapping[str, Any]) -> _Texts:

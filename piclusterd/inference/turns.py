@@ -38,6 +38,7 @@ class Asked:
     tenant: str = ""
     priority: Priority = "interactive"
     cost: float = float(ANSWER_TOKENS)
+    keep_alive_s: float | None = None
 
 
 NOBODY = Asked()
@@ -56,7 +57,7 @@ def asked_by(request: GenerateRequest | EmbedRequest | ClassifyRequest) -> Asked
         guess = cost(sum(map(len, request.texts)) // CHARS_PER_TOKEN, 1)
     if isinstance(request, ClassifyRequest):
         return Asked(priority="workflow", cost=guess)
-    return Asked(request.tenant, request.priority, guess)
+    return Asked(request.tenant, request.priority, guess, request.keep_alive_s)
 
 
 @dataclass(slots=True)

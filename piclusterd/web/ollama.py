@@ -3,8 +3,9 @@
     request ──▶ name ──▶ Serving.generate ──Delta*──▶ one JSON a line ──Done──▶ the last line: counts and durations
 
 Streams are the default. While a request waits for its turn the stream gets a blank every 10 s, which is white space
-before the next JSON value. A name with the tag `latest` is the name without it. `keep_alive` of 0 and an empty request
-are answered as Ollama does; what is loaded where is the store's and the placement's business, not a client's.
+before the next JSON value. A name with the tag `latest` is the name without it. `keep_alive` goes along to the node
+that answers; an empty request loads the model there, with `keep_alive` 0 it unloads it everywhere. What the owner
+pinned or configured stays.
 Refuses: to create, copy, push or delete models (403): a guest of the API must not change what the house serves.
 """
 
@@ -38,6 +39,7 @@ from .ollama_body import (
     chat_request,
     embed_request,
     generate_request,
+    load_request,
     read,
 )
 from .ollama_schema import Card, Clock, Shape
@@ -53,9 +55,9 @@ Pull = Callable[[str], AsyncGenerator[dict[str, Any], None]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def routes(serving: Answering, cards: Cards, pull: Pull | None = None) -> list[web.RouteDef]:
-    """The API's routes. Without `pull` this node fetches no models for clients."""
-    api = _Api(serving, cards, pull)
+def routes(serving: Answering, cards: Cards, running: Cards, pull: Pull | None = None) -> list[web.RouteDef]:
+    """The API's routes. `running`: what is in memory. Without `pull` this node fetches no models for clients."""
+    api = _Api(serving, cards, running, pull)
     made = [
         web.get("/api/version", api.version),
         web.get("/api/tags", _answered(api.tags)),
@@ -86,7 +88,7 @@ def cards(view: View) -> list[Card]:
             context=facts.context,
             generates=facts.does("generate"),
             embeds=facts.does("embed"),
-            loaded=facts.load_s == 0,
+            tools=facts.tools,
         )
         for name, facts in sorted(told.items())
     ]
@@ -113,8 +115,8 @@ def failed(fault: PiclusterError, status: int | None = None) -> web.Response:
 
 
 class _Api:
-    def __init__(self, serving: Answering, cards: Cards, pull: Pull | None) -> None:
-        self._serving, self._cards, self._pull = serving, cards, pull
+    def __init__(self, serving: Answering, cards: Cards, running: Cards, pull: Pull | None) -> None:
+        self._serving, self._cards, self._running, self._pull = serving, cards, running, pull
 
     # models ------------------------------------------------------------------------------------------------------
     async def version(self, _request: web.Request) -> web.Response:
@@ -124,7 +126,7 @@ class _Api:
         return web.json_response(schema.tags(await self._cards()))
 
     async def running(self, _request: web.Request) -> web.Response:
-        return web.json_response(schema.running(await self._cards()))
+        return web.json_response(schema.running(await self._running(), time.time()))
 
     async def show(self, request: web.Request) -> web.Response:
         asked = read(await request.read(), NamedBody)
@@ -158,15 +160,23 @@ class _Api:
         body = read(await request.read(), ChatBody)
         card, shape = await self._card(body.model), Shape(body.model, chat=True)
         if not body.messages:
-            return _nothing(body, shape)
+            return await self._only_load(load_request(body, card.name), shape)
         return await self._answer(request, chat_request(body, card.name), shape, body)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = read(await request.read(), GenerateBody)
         card, shape = await self._card(body.model), Shape(body.model, chat=False)
         if not body.prompt and not body.images:
-            return _nothing(body, shape)
+            return await self._only_load(load_request(body, card.name), shape)
         return await self._answer(request, generate_request(body, card.name), shape, body)
+
+    async def _only_load(self, asked: GenerateRequest, shape: Shape) -> web.Response:
+        """Answered once it has happened."""
+        async with aclosing(self._serving.generate(asked)) as items:
+            [started, *_] = [item async for item in items]
+        assert isinstance(started, Started), "an answer starts with Started"
+        nothing = shape.nothing("unload" if asked.keep_alive_s == 0 else "load", time.time())
+        return web.json_response(nothing, headers=node_headers(started.choice))
 
     async def _answer(
         self, request: web.Request, asked: GenerateRequest, shape: Shape, body: AnsweredBody
@@ -190,13 +200,10 @@ class _Api:
         card = await self._card(body.model)
         if not body.prompt:
             return web.json_response({"embedding": []})
-        choice, embedded = await self._serving.embed(embed_request(EmbedBody(body.model, body.prompt), card.name))
+        choice, embedded = await self._serving.embed(
+            embed_request(EmbedBody(body.model, body.prompt, body.keep_alive), card.name)
+        )
         return web.json_response(schema.old_embedding(embedded), headers=node_headers(choice) | cache_header(embedded))
-
-
-def _nothing(body: AnsweredBody, shape: Shape) -> web.Response:
-    """An empty request loads the model, or unloads it with `keep_alive` 0; where it is served it is loaded."""
-    return web.json_response(shape.nothing("unload" if body.unloads else "load", time.time()))
 
 
 async def _already() -> AsyncGenerator[dict[str, Any], None]:

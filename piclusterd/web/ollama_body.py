@@ -10,6 +10,7 @@ Shapes: ollama docs/api.md; as ollama-python 0.6 sends them.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,9 +24,15 @@ from ..inference.tools_body import Calls, Tools, calls, tools_text
 LATEST = ":latest"
 """The tag a name has that is written without one."""
 
+DURATION_CHARS_MAX = 64
+"""Of a duration: every unit once is half of that."""
+
 Number = int | float
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 KeepAlive = int | float | str
+SECONDS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+"""Units of Go's durations, and of a number without one."""
+_DURATION = re.compile(r"([0-9]*\.?[0-9]+|[0-9]+\.)(ns|us|µs|μs|ms|s|m|h|)")
 Format = Literal["", "json"] | dict[str, Any]
 
 
@@ -63,11 +70,6 @@ class AnsweredBody(msgspec.Struct):
     keep_alive: KeepAlive | None = None
     think: bool | str | None = None
 
-    @property
-    def unloads(self) -> bool:
-        """Does it ask for the model to be given up?"""
-        return self.keep_alive in (0, "0", "0s", "0m")
-
 
 class ChatBody(AnsweredBody, kw_only=True):
     messages: Annotated[list[MessageBody], Meta(max_length=MESSAGES_MAX)] = []
@@ -86,11 +88,13 @@ class GenerateBody(AnsweredBody, kw_only=True):
 class EmbedBody(msgspec.Struct):
     model: Name
     input: str | Annotated[list[str], Meta(max_length=2048)]
+    keep_alive: KeepAlive | None = None
 
 
 class OldEmbedBody(msgspec.Struct):
     model: Name
     prompt: str = ""
+    keep_alive: KeepAlive | None = None
 
 
 class NamedBody(msgspec.Struct):
@@ -132,7 +136,28 @@ def generate_request(body: GenerateBody, model: str) -> GenerateRequest:
 
 
 def embed_request(body: EmbedBody, model: str) -> EmbedRequest:
-    return EmbedRequest(model, (body.input,) if isinstance(body.input, str) else tuple(body.input))
+    texts = (body.input,) if isinstance(body.input, str) else tuple(body.input)
+    return EmbedRequest(model, texts, keep_alive_s=seconds(body.keep_alive))
+
+
+def load_request(body: AnsweredBody | EmbedBody, model: str) -> GenerateRequest:
+    """Of nothing: the model comes into memory, or leaves it where `keep_alive` is 0."""
+    return GenerateRequest(model, max_tokens=1, keep_alive_s=seconds(body.keep_alive), only_loads=True)
+
+
+def seconds(keep_alive: KeepAlive | None) -> float | None:
+    """Seconds in a number, or in a duration as Go writes it (`5m`, `1h30m`); -1 for what is negative: for ever.
+
+    Raises `UserError`.
+    """
+    if keep_alive is None:
+        return None
+    told = f"{keep_alive:f}s" if isinstance(keep_alive, int | float) else keep_alive.strip()
+    parts = _DURATION.findall(told.lstrip("+-"))
+    if not parts or "".join(map("".join, parts)) != told.lstrip("+-") or len(told) > DURATION_CHARS_MAX:
+        why = f"{str(keep_alive)[:64]!r} is neither a number of seconds nor a duration such as 5m."
+        raise UserError("keep_alive is not valid", why, param="keep_alive")
+    return -1.0 if told.startswith("-") else sum(float(number) * SECONDS[unit] for number, unit in parts)
 
 
 def _request(body: AnsweredBody, model: str, **rest: Any) -> GenerateRequest:
@@ -152,6 +177,7 @@ def _request(body: AnsweredBody, model: str, **rest: Any) -> GenerateRequest:
         given["seed"] = int(options.seed) & SEED_MASK
     stops = options.stop or ()
     given["stop"] = (stops,) if isinstance(stops, str) else tuple(stops)
+    given["keep_alive_s"] = seconds(body.keep_alive)
     return GenerateRequest(model=model, json_schema=_schema(body.format), **given, **rest)
 
 

@@ -22,6 +22,8 @@ Json = dict[str, Any]
 NANO = 1_000_000_000
 NEVER = "2318-12-31T23:59:59Z"
 """Until when a model stays loaded that nothing unloads: what Ollama says of `keep_alive` -1."""
+NEVER_S = 10 * 365 * 86400.0
+"""What is kept longer is kept for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,10 @@ class Card:
     """Tokens; 0 where it is not loaded anywhere."""
     generates: bool = True
     embeds: bool = False
-    tools: bool = True
+    tools: bool = False
     template: str = ""
-    loaded: bool = True
+    expires_s: float = math.inf
+    """Of one in memory: seconds until it leaves it if nobody asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +155,14 @@ def tags(cards: Sequence[Card]) -> Json:
     return {"models": [_line(card) | {"modified_at": stamp(card.modified)} for card in cards]}
 
 
-def running(cards: Sequence[Card]) -> Json:
-    """Nothing here is in a GPU's memory."""
-    loaded = {"expires_at": NEVER, "size_vram": 0}
-    return {"models": [_line(card) | loaded | {"context_length": card.context} for card in cards if card.loaded]}
+def running(cards: Sequence[Card], wall: float) -> Json:
+    """Of those in memory. Nothing here is in a GPU's."""
+    return {"models": [_line(card) | _loaded(card, wall) for card in cards]}
+
+
+def _loaded(card: Card, wall: float) -> Json:
+    expires = stamp(wall + card.expires_s) if card.expires_s < NEVER_S else NEVER
+    return {"expires_at": expires, "size_vram": 0, "context_length": card.context}
 
 
 def shown(card: Card) -> Json:

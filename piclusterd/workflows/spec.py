@@ -31,7 +31,7 @@ from ..ids import RunId
 from ..wire import HOOK_BYTES_MAX, Hook
 from .neutral import plain
 from .spec_prompt import ANSWER_TOKENS_MAX, TITLE_MAX, Draft, answer_format, draft_of, messages, page
-from .workflow import AskModel, Call, Finish, Results, Step
+from .workflow import AskModel, Call, Finish, Results, Step, answered_by
 
 ASKS_MAX = 2  # one more chance after an answer outside the schema
 SECOND_TEMPERATURE = 0.4  # at 0 the same model would give the same bad answer again
@@ -175,7 +175,7 @@ class Spec:
             arguments = {
                 "data_source": self._policy.data_source, "title_property": self._policy.title_property,
                 "id_property": self._policy.id_property, "issue": issue.id, "title": title,
-                "markdown": page(draft, source, str(by.get("model", "")), str(by.get("node", ""))),
+                "markdown": page(draft, source, *answered_by(by)),
             }  # fmt: skip
             return Call("page", "notion", "spec_page", arguments, ids.uuid4_of(run, "page"))
         made = results["page"]

@@ -22,7 +22,7 @@ from .triage_issue import PRIORITIES, Issue
 from .triage_policy import Policy
 from .triage_prompt import ANSWER_TOKENS_MAX, REASON_CHARS_MAX, answer_format, messages
 from .triage_rules import certain
-from .workflow import AskModel, Call, Finish, Results, Step
+from .workflow import AskModel, Call, Finish, Results, Step, answered_by
 
 ANSWER_CHARS_MAX = 4096  # the answer is 250 characters; past this a model is running away
 ASKS_MAX = 2  # one more chance after an answer outside the schema
@@ -174,7 +174,7 @@ def _is_example(near: Near) -> bool:
 
 def _read(result: Mapping[str, Any], policy: Policy) -> Answered | None:
     """A model's answer where schema and policy allow it; a grammar fixes the shape, not the meaning."""
-    model, node = (str(result.get(part) or "unknown") for part in ("model", "node"))
+    model, node = answered_by(result)
     allowed = {"type": policy.types, "priority": tuple(PRIORITIES), "label": _labels(policy)}
     told = result.get("choices")
     if isinstance(told, Mapping) and told:

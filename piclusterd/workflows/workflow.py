@@ -23,9 +23,14 @@ Results = Mapping[str, Mapping[str, Any]]
 """Step name → what it returned. A step that is not there has not returned yet."""
 
 
+def answered_by(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Model and node of an `AskModel`, as people call them; an older node tells its id only, and some tell nothing."""
+    return str(result.get("model") or "unknown"), str(result.get("name") or result.get("node") or "unknown")
+
+
 @dataclass(frozen=True, slots=True)
 class AskModel:
-    """Ask a local model. The result names who answered: `{"model": str, "node": str}` and
+    """Ask a local model. The result names who answered: `{"model": str, "node": id, "name": str}` (`answered_by`) and
 
         an OpenAI chat body                                     text: str; choices: {field: {option: probability}}
                                                                 where it has `guided_choice`

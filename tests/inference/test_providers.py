@@ -234,7 +234,8 @@ async def test_an_answer_that_breaks_off_is_a_fault_the_client_sees() -> None:
 async def test_a_workflow_is_answered_by_the_provider_that_its_owner_named_and_by_no_other() -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}
     async with rig(outside=False, requests_per_day=1) as at:
-        assert await at.fallback.complete_at("hf", body) == {"text": "P1 says HF", "model": HF_MODEL, "node": "hf"}
+        answer = await at.fallback.complete_at("hf", body)
+        assert answer == {"text": "P1 says HF", "model": HF_MODEL, "node": "hf", "name": "hf"}
         assert at.cf.requests == 0
         with pytest.raises(NotFound, match="no provider 'other'"):
             await at.fallback.complete_at("other", body)

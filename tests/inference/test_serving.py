@@ -119,7 +119,7 @@ async def test_a_request_without_a_model_gets_the_only_one_there_is() -> None:
         assert (await collected(here.generate(GREEDY)))[0]
         body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
         completed = await here.complete(body)
-        assert completed == {"text": completed["text"], "model": NAME, "node": PI_2}
+        assert completed == {"text": completed["text"], "model": NAME, "node": PI_2, "name": "pi-2"}
         assert completed["text"]
 
 

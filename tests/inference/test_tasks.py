@@ -19,7 +19,7 @@ async def test_texts_are_embedded_where_a_model_can_and_the_vectors_fit_the_ledg
         town.move_in(PI_2, full)
         asked = {"task": "embed", "model": NAME, "texts": ["printer on fire", "printer in flames"]}
         answer = await tasks.perform(town.move_in(PI_1, empty), asked)
-    assert (answer["model"], answer["node"]) == (NAME, PI_2)
+    assert (answer["model"], answer["node"], answer["name"]) == (NAME, PI_2, "pi-2")
     assert msgpack.unpackb(msgpack.packb(answer)) == answer
     vectors = [np.frombuffer(vector, "<f4") for vector in answer["vectors"]]
     assert [float(vector @ vector) for vector in vectors] == pytest.approx([1.0, 1.0], abs=1e-5)
@@ -29,7 +29,7 @@ async def test_a_chat_body_is_completed() -> None:
     async with pool_of([spec()]) as pool:
         body = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 4}
         answer = await tasks.perform(Town().move_in(PI_1, pool), body)
-    assert set(answer) == {"text", "model", "node"}
+    assert set(answer) == {"text", "model", "node", "name"}
 
 
 async def test_what_no_model_can_do_is_refused_with_what_it_can() -> None:

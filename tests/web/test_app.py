@@ -144,7 +144,7 @@ async def test_every_fault_becomes_its_status_and_the_error_object(
         assert set(error) == {"message", "what", "why", "fix", "type", "param", "code"}
         assert "secret detail" not in str(error)
         if isinstance(fault, UserError) and fault.param:
-            assert (error["param"], error["message"]) == ("n", "no such option why fix it")
+            assert (error["param"], error["message"]) == ("n", "no such option: why. fix it")
 
 
 async def test_a_fault_after_the_first_byte_breaks_the_connection_off() -> None:

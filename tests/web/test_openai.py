@@ -82,7 +82,7 @@ async def running(slots: int = 2, queue_max: int = 8, cache_bytes: int = 0) -> A
         app = web.Application()
         serving = Serving(ME, pool, who, relay, echoes=Echoes(pool, cache_bytes))
         app.add_routes(routes(serving, list_models))
-        app.add_routes(ollama.routes(serving, list_cards))
+        app.add_routes(ollama.routes(serving, list_cards, list_cards))
         app.add_routes(moderations.routes(serving, no_classifiers))
         runner = web.AppRunner(app, handler_cancellation=True)
         await runner.setup()

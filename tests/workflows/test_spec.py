@@ -51,7 +51,7 @@ def drafted(**changes: Any) -> dict[str, Any]:
 
 
 def said(text: str) -> dict[str, Any]:
-    return {"text": text, "model": "small", "node": "pi-1"}
+    return {"text": text, "model": "small", "node": "1" * 16, "name": "pi-1"}
 
 
 def step(results: Mapping[str, Any], **policy: Any) -> Step:

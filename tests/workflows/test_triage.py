@@ -58,7 +58,7 @@ def answer(kind: str = "bug", priority: str = "P1", reason: str = "it crashes fo
 
 
 def said(text: str) -> dict[str, Any]:
-    return {"text": text, "model": "small", "node": "pi-1"}
+    return {"text": text, "model": "small", "node": "1" * 16, "name": "pi-1"}
 
 
 NOTHING: Mapping[str, Any] = {"similar": {}, "resimilar": {}}
