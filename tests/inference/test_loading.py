@@ -118,7 +118,7 @@ async def test_a_model_that_never_fits_is_refused_with_numbers_and_what_would(tm
         Board(library, 0.9)
         await library.take_file(DEMO, "one")
         with pytest.raises(
-            Unavailable, match=r"one does not fit this board It needs \d+ MiB .*are free for it"
+            Unavailable, match=r"one does not fit this board. It needs \d+ MiB .*are free for it"
         ) as caught:
             await collected(library._pool.generate("one", GREEDY))
         assert not isinstance(caught.value, Overloaded)
