@@ -94,7 +94,7 @@ async def test_labels_come_with_their_scores_and_travel_one_hop(made: Path, expe
         answer = await tasks.perform(here, {"task": "classify", "model": "moderator", "texts": list(PROMPTS)})
         with pytest.raises(NotFound, match=r"cannot embed\. It can classify"):
             await tasks.perform(here, {"task": "embed", "model": "moderator", "texts": ["one"]})
-        with pytest.raises(UserError, match=r"input 1 cannot be read It has \d+ tokens; this model takes 1 to 64"):
+        with pytest.raises(UserError, match=r"input 1 cannot be read. It has \d+ tokens; this model takes 1 to 64"):
             await pool.classify("moderator", ["short", "long " * 100])
     assert answer["node"] == PI_2
     for scores, plain in zip(answer["scores"], expected["classifier"], strict=True):
