@@ -7,8 +7,10 @@
     all pieces there ──▶ store.adopt: SHA-256 of the whole ──▶ blob
 
 Nodes that fetch the same file exchange what they have (`swarm`), so the one that had it sends each piece about once.
-Where nobody has it, the lowest node id among those who want it asks the hub, and the others wait for it. Requests go
-over the links, so only members ask, and answers have the lowest priority there.
+Where nobody has it, one of those who want it asks the hub, and the others wait for it. Who would do so says it first
+and then looks again: it begins when nobody else says so, a higher node id takes its word back before a lower one, and
+everybody before one that has begun. So of two that look at the same moment at least one sees the other. Requests go over
+the links, so only members ask, and answers have the lowest priority there.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ REQUEST = "model-blob"
 """Request between peers; its body is a `Question` in JSON."""
 LOOK_S = 0.5
 """Between two looks at who has what."""
+LOOK_AGAIN_S = 0.05
+"""While a higher node id has yet to take its word back: it does so at its next look."""
 ANSWER_S = 30.0
 """A peer that sends nothing for so long is left out until the next look."""
 SENDING_MAX = 16
@@ -138,12 +142,18 @@ class Lan:
                 going.digests = ()
                 told = await self._ask_all(file.sha256)
             fetching = {node: has.fetching for node, has in told.items() if has.fetching is not None}
-            if not self._is_before_us(fetching, silent_s):
-                return False
-            farthest = max(fetching.values())
-            silent_s, seen = (0.0, farthest) if farthest > seen else (silent_s + self._look_s, seen)
-            report(f"waiting for {self._peers().get(min(fetching), min(fetching))}", farthest)
-            await asyncio.sleep(self._look_s)
+            pause_s = LOOK_AGAIN_S
+            if not fetching or silent_s > WAIT_MAX_S:
+                if going.claimed:
+                    going.from_hub = 1
+                    return False
+                going.claimed, pause_s = True, 0.0
+            elif self._is_before_us(fetching):
+                going.claimed, pause_s = False, self._look_s
+                report(f"waiting for {self._peers().get(min(fetching), min(fetching))}", max(fetching.values()))
+            farthest = max(fetching.values(), default=0)
+            silent_s, seen = (0.0, farthest) if farthest > seen else (silent_s + pause_s, seen)
+            await asyncio.sleep(pause_s)
 
     def _swarm(self, file: HubFile, going: Going, report: Report) -> Swarm:
         sha256 = file.sha256
@@ -161,10 +171,8 @@ class Lan:
         peers = Peers(lambda: self._ask_all(sha256), digests, piece, lambda node: self._peers().get(node, node))
         return Swarm(self._store, sha256, file.size, going, peers, report, self._rng, self._look_s)
 
-    def _is_before_us(self, fetching: Mapping[NodeId, int], silent_s: float) -> bool:
-        """Is somebody else to download it? Of those that have begun any; of those that are about to, the lowest id."""
-        if not fetching or silent_s > WAIT_MAX_S:
-            return False
+    def _is_before_us(self, fetching: Mapping[NodeId, int]) -> bool:
+        """Is somebody else to download it? Who has begun; of those that are about to, the lowest id."""
         return any(completed > 0 for completed in fetching.values()) or min(fetching) < self._me
 
     def downloaded(self, sha256: str, completed: int) -> None:

@@ -37,7 +37,7 @@ IDLE_LOOKS_MAX = 5
 
 class Has(msgspec.Struct, frozen=True):
     """What a node has of a blob, `pieces`, and what it is being sent, `coming`: bit n of a little-endian number is
-    piece n. `fetching`: bytes that the hub has sent it."""
+    piece n. `fetching`: bytes that the hub has sent it; 0: it would ask the hub; None: it waits or does not want it."""
 
     whole: bool = False
     pieces: bytes = b""
@@ -47,16 +47,18 @@ class Has(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Going:
-    """A blob that is on its way to us. `done` and `asked`: as in `Has`; nothing while the hub sends it."""
+    """A blob that is on its way to us. `done` and `asked`: as in `Has`; nothing while the hub sends it. `claimed`: we
+    say that we would ask the hub."""
 
     from_hub: int = 0
+    claimed: bool = False
     done: int = 0
     asked: int = 0
     digests: tuple[bytes, ...] = ()
 
     def has(self) -> Has:
         if not self.digests:
-            return Has(fetching=self.from_hub)
+            return Has(fetching=self.from_hub if self.claimed else None)
         size = (len(self.digests) + 7) // 8
         return Has(pieces=self.done.to_bytes(size, "little"), coming=self.asked.to_bytes(size, "little"))
 

@@ -20,6 +20,7 @@ from piclusterd.inference.lan import Lan, Question
 from piclusterd.inference.library import Library
 from piclusterd.inference.store import HEADROOM_BYTES, NoSpace
 from piclusterd.inference.swarm import Has
+from piclusterd.integrations.model_hub import HubFile
 
 from .hub_rig import BODY, FILE, NAME, PLENTY, REPO, SHA256, hub_with_cdn, library_of, pulled
 from .rig import DEMO
@@ -27,6 +28,7 @@ from .rig import DEMO
 PIECE = 64 * 1024
 PIECES = -(-len(BODY) // PIECE)
 LOOK_S = 0.02
+BLOB = HubFile(REPO, "0" * 40, FILE, SHA256, len(BODY))
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,8 @@ class Wire:
         self.turns = 1
         """Of the loop, that a node's uplink takes for a piece; it sends one at a time."""
         self.uplinks: dict[NodeId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.asked_turns: Callable[[], int] = lambda: 0
+        """Of the loop, that a question takes on its way, and its answer too."""
         self.spoil: Callable[[NodeId, Question, bytes], bytes] = lambda by, asked, answer: answer
 
     def join(self, name: str, library: Library) -> Lan:
@@ -70,7 +74,11 @@ class Wire:
             asked = msgspec.json.decode(body, type=Question)
             gives = self.libraries[to].lan
             assert gives is not None
+            for _ in range(self.asked_turns()):
+                await a_turn()
             async for answer in gives.serve(body):
+                for _ in range(self.asked_turns()):
+                    await a_turn()
                 said = self.spoil(to, asked, answer)
                 if asked.what == "piece":
                     self.sent[to] = self.sent.get(to, 0) + len(said)
@@ -112,6 +120,33 @@ async def test_nodes_that_pull_at_once_download_once_and_share_the_rest(tmp_path
         assert any("waiting for name-of-a" in step.status for step in steps[1])
         assert sum(wire.sent.values()) == 2 * len(BODY)
         assert not any(one.lan and one.lan._going for one in libraries)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_of_those_who_ask_at_about_the_same_moment_one_goes_to_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(lan, "LOOK_AGAIN_S", 0.0)
+    rng = random.Random(seed)
+    async with nodes(tmp_path, "abcd") as (wire, libraries):
+        wire.asked_turns = lambda: rng.randrange(30)
+        waits: list[str] = []
+
+        async def asks(library: Library, late: int) -> bool:
+            assert library.lan is not None
+            library.lan._look_s = 0.0
+            for _ in range(late):
+                await a_turn()
+            return await library.lan.fetch(BLOB, lambda status, _done: waits.append(status))
+
+        tasks = [asyncio.create_task(asks(library, rng.randrange(40))) for library in libraries]
+        async with asyncio.timeout(30):
+            while len(waits) < 100 or not any(task.done() for task in tasks):
+                await a_turn()
+        assert [task.result() for task in tasks if task.done()] == [False]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_who_comes_later_asks_the_peers_and_not_the_hub(tmp_path: Path) -> None:
@@ -281,5 +316,6 @@ async def test_questions_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_what_a_node_has_is_one_bit_a_piece() -> None:
     going = swarm.Going(done=0b1000000001, asked=0b100, digests=(b"",) * 10)
     assert going.has() == Has(pieces=b"\x01\x02", coming=b"\x04\x00")
-    assert swarm.Going(from_hub=5).has() == Has(fetching=5)
+    assert swarm.Going(from_hub=5, claimed=True).has() == Has(fetching=5)
+    assert swarm.Going().has() == Has()
     assert [swarm._some_bit(0b1001000, start) for start in (0, 3, 4, 6, 7, 90)] == [3, 3, 6, 6, 3, 3]

@@ -59,6 +59,7 @@ def test_a_line_that_is_no_digest_is_a_key_without_limits() -> None:
         line(expires=WALL).replace("expires=2", "expires=x"),
         line(models=("a",)).replace("models=a", "models=" + "a," * 100),
     ],
+    ids=["digest", "field", "name", "rate", "expiry", "models"],
 )
 def test_a_line_that_is_not_right_grants_nothing_and_is_told_without_the_key(bad: str) -> None:
     grants, faults = read([bad, line("other", name="second")])
