@@ -4,6 +4,8 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 ARGS  ?=
+# Tests side by side, a file at a time: most of the end-to-end ones wait. TESTERS=0 runs them in one process.
+TESTERS ?= auto
 N     ?= 20
 SEEDS ?= 300
 FIRST ?= 0
@@ -33,7 +35,7 @@ walls: setup
 	@$(BIN)/lint-imports --no-cache
 
 unit: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 e2e: setup       ## all end-to-end lanes, the slow ones too: bad networks and boards, booted machines; root, ip, nft
 	@PICLUSTER_E2E=all $(BIN)/python -m pytest tests/e2e $(ARGS)

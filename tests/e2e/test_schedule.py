@@ -69,6 +69,7 @@ async def test_a_batch_begins_once_an_hour_on_the_droplet_and_what_was_missed_is
     clock = SteppedClock(tmp_path, monkeypatch)
     async with running(tmp_path, size=4, voters=3, with_model=(0, 3), relays=(3,), extra=BATCH) as rig:
         droplet = rig.cluster.members[3]
+        await until_ready(rig, droplet)
         clock.step(HOUR_S)
         [(first, run)] = (await until_done(rig, 1)).items()
         assert run.done is not None
