@@ -9,8 +9,8 @@
 Nodes that fetch the same file exchange what they have (`swarm`), so the one that had it sends each piece about once.
 Where nobody has it, one of those who want it asks the hub, and the others wait for it. Who would do so says it first
 and then looks again: it begins when nobody else says so, a higher node id takes its word back before a lower one, and
-everybody before one that has begun. So of two that look at the same moment at least one sees the other. Requests go over
-the links, so only members ask, and answers have the lowest priority there.
+everybody before one that has begun. So of two that look at the same moment at least one sees the other. Requests go
+over the links, so only members ask, and answers have the lowest priority there.
 """
 
 from __future__ import annotations
