@@ -143,6 +143,7 @@ class Model:
         Literal["", "text-generation", "summarization", "text-classification", "feature-extraction"],
         Meta(description="what a model of transformers is for; empty: what its architecture is for"),
     ] = ""
+    drafts: Annotated[int, Meta(ge=-1, le=15, description="as in [inference]; -1: what stands there")] = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,15 @@ class Inference:
             description="largest state of a prompt's beginning taken from, or given to, another node; 0: none is",
         ),
     ] = 2**27
+    drafts: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=15,
+            description="tokens guessed from the prompt and read at a time where an answer is alone with its model:"
+            " 7 pays where answers repeat their prompts; 0: none",
+        ),
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class Daemon:
         self.hands = Hands(
             self.mailbox, self.links, self.ledger, self.desk.serving,
             make_services(config, me.name, self._secret, self._stack, self.desk),
-            self._votes_dir(), self.desk.run_hub if config.hub.url else None, self._on_note, me.directory,
+            self._votes_dir(), self.desk.hub.run if config.hub.url else None, self._on_note, me.directory,
         )  # fmt: skip
         self._stack.push_async_callback(self.hands.close)
         self.crier = make_crier(config, me.name, self.desk.take_hook, lambda: self.node, self._stack)

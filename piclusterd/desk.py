@@ -1,9 +1,8 @@
-"""The desk between the node and whoever asks it something: pages, API, peers, the hub, the operator.
+"""The desk between the node and whoever asks it something: pages, API, peers, the operator; the hub has its own.
 
-    web, hub, peers ──▶ desk ──ask──▶ mailbox ──▶ node ──Answer──▶ desk ──▶ caller
+    web, peers ──▶ desk ──ask──▶ mailbox ──▶ node ──Answer──▶ desk ──▶ caller
 
-It only translates: a question into an event with a ticket, an answer into what the caller understands. The provider's
-signature of a webhook is checked here again, since the hub may have been stolen.
+It only translates: a question into an event with a ticket, an answer into what the caller understands.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .cluster import renewal, succession
 from .cluster.identity import Identity
 from .cluster.links import Links
 from .config import Config
-from .errors import PiclusterError, Unavailable, UserError
+from .errors import Unavailable, UserError
 from .events import (
     ChangeVoters,
     Choice,
@@ -38,7 +37,8 @@ from .events import (
     Snapshot,
     WhoServes,
 )
-from .ids import NodeId, Term
+from .hub_desk import HubDesk
+from .ids import NodeId
 from .inference import ferry, lan, providers
 from .inference.echoes import Echoes
 from .inference.ferry import Ferry
@@ -47,8 +47,6 @@ from .inference.library import Library
 from .inference.pool import Pool
 from .inference.providers import Fallback
 from .inference.serving import Serving
-from .integrations.hub import HubClient
-from .integrations.hub_frames import HubHook
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
 from .ledger.replicate import copies_needed
@@ -64,7 +62,7 @@ from .uploads import Uploads
 from .views import View
 from .web import admin, files, models, moderations, ollama, openai, triage, why
 from .web.app import Doors
-from .web.hooks import Ignored, Lists, hook_of
+from .web.hooks import Lists
 from .web.keys import Keyring, visible
 from .web.metered import Metered
 from .web.metrics import Meters
@@ -125,8 +123,6 @@ class Desk:
         self._mailbox = mailbox
         self._links = links
         self._bus = bus
-        self._rng = rng
-        self._hub: HubClient | None = None
         self._settling = Settling()
         self.renewal = renewal.Renewal(links, self._members)
         self.meters = Meters()
@@ -136,13 +132,14 @@ class Desk:
         """`host:port` of our peer listener, once it is bound; none while the board has no address."""
         files = {source: getattr(config.webhooks, f"{source}_secret_file") for source in SOURCES}
         self._secrets = {source: secret(file) for source, file in files.items() if file}
+        hub_tokens = secret(config.hub.token_file) if config.hub.url else ()
+        self._secrets["selftest"] = tuple(map(selftest_secret, hub_tokens))
         self._lists = Lists(config.webhooks.github_repos, config.webhooks.github_events)
+        hub_token = hub_tokens[0] if hub_tokens else ""
+        self.hub = HubDesk(me.node, config.hub.url, hub_token, self._secrets, self._lists, self.take_hook, bus, rng)
         self._jobs = Jobs(me.node, me.name, mailbox, links, self.view, config.state_dir / "ledger.db")
         self._lessons = Lessons(config.state_dir / "ledger.db")
         self._keys = Keyring(partial(secret, config.api.keys_file)) if config.api.keys_file else None
-        hub_tokens = secret(config.hub.token_file) if config.hub.url else ()
-        self._hub_token = hub_tokens[0] if hub_tokens else ""
-        self._secrets["selftest"] = tuple(map(selftest_secret, hub_tokens))
         self._errands: dict[str, Errand] = {
             CHANGE_VOTERS: (admin.VoterWish, self._change_voters_here, Voters, CHANGE_S),
             MOVE_LEADERSHIP: (admin.MoveWish, self._move_leadership_here, LeaderChanged, MOVE_S),
@@ -159,6 +156,7 @@ class Desk:
         echoes = Echoes(pool, kept.cache_bytes, 60 * kept.cache_minutes, kept.cache_shared)
         self.meters.count_answers(echoes.told)
         self.ferry = Ferry(pool, self._others, links.request, kept.kv_ship_bytes)
+        self.meters.count_drafts(pool.guessed)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model, echoes=echoes)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._company)
@@ -189,7 +187,7 @@ class Desk:
                 self.upgrades.begin_run,
             ),
             meters=self.meters,
-            edge=self._edge,
+            edge=self.hub.edge,
             providers=self.fallback.told,
             ledger_fault=ledger_fault,
             secrets=self._secrets,
@@ -295,46 +293,6 @@ class Desk:
         if name == ferry.REQUEST:
             return self.ferry.serve(body)
         return self.stock.serve_peer(body) if name == MODELS else self.serving.answer_peer(peer, name, body)
-
-    # hub -----------------------------------------------------------------------------------------------------
-    async def run_hub(self, term: Term) -> None:
-        """Take webhooks from the hub as the coordinator of `term`, until cancelled or refused."""
-        hub = HubClient(
-            self._config.hub.url, self._hub_token, node=self._me.node, term=term, deliver=self._deliver, rng=self._rng,
-            on_refused=lambda newer: log.warning("the hub has seen term %d, so term %d is over", newer, term),
-        )  # fmt: skip
-        self._hub = hub
-        try:
-            await hub.run()
-        finally:
-            if self._hub is hub:
-                self._hub = None
-
-    async def _deliver(self, hook: HubHook) -> bool:
-        """True once it is on W ledgers."""
-        try:
-            verified = hook_of(hook.source, hook.headers, hook.body, self._secrets.get(hook.source, ()), self._lists)
-        except Ignored as why:
-            log.info("webhook %d of the hub ignored: %s", hook.seq, why)
-            return True  # it would be ignored again
-        except PiclusterError as fault:
-            log.error("webhook %d of the hub refused: %s", hook.seq, fault)
-            self._bus.publish("alarm", {"text": f"webhook {hook.seq} of the hub refused: {fault.what}"})
-            return False
-        taken = await self.take_hook(verified)
-        self._bus.publish(
-            "hook", {"text": f"webhook {hook.seq} may be acknowledged to the hub", "seq": hook.seq, "run": taken.run}
-        )
-        return True
-
-    def _edge(self) -> dict[str, Any]:
-        state = self._hub.state if self._hub else "this node is not the coordinator"
-        return {
-            "url": self._config.hub.url or None,
-            "connected": self._hub is not None and self._hub.state in ("live", "pulling"),
-            "last_seq": self._hub.acked if self._hub else None,
-            "state": state,
-        }
 
     # operator ------------------------------------------------------------------------------------------------
     async def _change_voters(self, wish: admin.VoterWish) -> Voters:

@@ -108,7 +108,7 @@ class Child:
     async def _load(self, spec: ModelSpec, others: int, measure: bool) -> Ready:
         asked = (spec.context, spec.slots, spec.threads, spec.batch_threads, others, spec.kind, spec.task, measure)
         adapter = str(spec.adapter) if spec.adapter is not None else ""
-        self._send(Load(str(spec.path), *asked, adapter, spec.scale))
+        self._send(Load(str(spec.path), *asked, adapter, spec.scale, max(0, spec.drafts)))
         try:
             first = await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):

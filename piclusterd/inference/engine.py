@@ -16,29 +16,25 @@ appended as it is and read in one batch (`forced`). One thread owns an engine. R
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator
 
 from ..errors import Broken, PiclusterError, UserError
 from . import schedule
+from .asking import sequence_of
 from .budget import FORKS, sequences
 from .choosing import Choosing
-from .detokenise import TextStream
 from .dock import Dock
+from .drafts import alone
 from .embedder import Embeddings
-from .faults import failed, too_long
+from .faults import failed
 from .gguf import names_tools
-from .llama import BATCH_TOKENS, Context, KvFull, Logits, Weights, likeliest
+from .llama import BATCH_TOKENS, Context, KvFull, Weights
 from .prompts import Prompts
-from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, TokenLogprob, Told
+from .protocol import Delta, Done, Embedded, Failed, GenerateRequest, Load, Ready, Task, Told
 from .residents import Residents, common
-from .sampler import Sampler
-from .sequence import Counts, Reason, Rows, Sequence, log_probabilities
+from .sequence import Counts, Pace, Reason, Rows, Sequence, log_probabilities
 from .states import FromDock, ToDock
-
-SMOOTHING = 0.3
-"""Weight of the newest measurement of prefill speed."""
 
 Output = Delta | Done | Embedded | Failed
 
@@ -50,6 +46,7 @@ class Engine:
         self._weights = Weights(load.path)
         self._adapted = bool(load.adapter)  # vectors are the plain model's to make
         self._places = load.slots
+        self._drafts = load.drafts
         total = sequences(load.slots)
         seats = total - FORKS
         self._context = Context(self._weights, load.context, total, load.threads, load.batch_threads)
@@ -63,7 +60,7 @@ class Engine:
         self._active: list[Sequence] = []  # in the order of admission
         self._waiting: list[Sequence] = []
         self._out: list[Output] = []
-        self._prefill_tps = 0.0
+        self._pace = Pace()
         self.counts = Counts()
         self.context = min(self._context.size, self._weights.context_trained)
 
@@ -95,22 +92,9 @@ class Engine:
     def submit(self, request_id: int, request: GenerateRequest) -> None:
         """Queue a completion. Raises `UserError` (prompt too long, schema refused, template refused the chat)."""
         tokens = self.prompt_tokens(request)
-        choosing = self._choosing(request)
-        longest = choosing.longest if choosing is not None else 1
-        if len(tokens) + longest > self.context:
-            raise too_long(request, len(tokens), self.context, longest, self._weights.context_trained)
-        seed = secrets.randbits(32) if request.seed is None else request.seed
-        limit = self.context - len(tokens)
-        sequence = Sequence(
-            id=request_id,
-            tokens=tokens if choosing is None else tokens + choosing.common,
-            prompt_length=len(tokens),
-            limit=min(limit, request.max_tokens or limit),
-            sampler=Sampler(self._weights, request, seed) if choosing is None else None,
-            text=TextStream(request.stop),
-            choosing=choosing,
-            top_logprobs=request.top_logprobs if request.logprobs else None,
-        )
+        forks = len(self._forks)
+        sequence = sequence_of(request_id, request, tokens, self._weights, self.context, forks, self._drafts)
+        choosing = sequence.choosing
         self._waiting.append(sequence)
         if choosing is not None and choosing.done:
             self._chosen(sequence, choosing)  # one option each: there is nothing to look at
@@ -132,17 +116,6 @@ class Engine:
             self._out += sequence.delta(sequence.text.push(self._weights.piece(token)))
         sequence.unreported = 0
         return self._full(sequence)
-
-    def _choosing(self, request: GenerateRequest) -> Choosing | None:
-        if not request.choices:
-            return None
-        if not self._weights.shareable:
-            raise UserError("this model cannot choose", "Its memory cannot be shared between options.", param="choices")
-        names = [choice.name for choice in request.choices]
-        repeated = any(len(set(choice.options)) < len(choice.options) for choice in request.choices)
-        if repeated or len(set(names)) < len(names) or (len(names) > 1 and "" in names):
-            raise UserError("the choices are not valid", "Names and options must differ.", param="choices")
-        return Choosing(request.choices, self._weights.tokenise_plain, self._weights.end, len(self._forks))
 
     def prompt_tokens(self, request: GenerateRequest) -> list[int]:
         """The prompt as the model will read it. Raises `UserError` where template or request make none."""
@@ -218,12 +191,13 @@ class Engine:
     def _decode(self) -> None:
         while self._active:
             pending = [sequence.pending for sequence in self._active]
-            shares = schedule.plan(pending, self._prefill_tps, BATCH_TOKENS, len(self._forks))
+            shares = schedule.plan(pending, self._pace.tokens_per_s, BATCH_TOKENS, len(self._forks))
             trees = sum(pending[share.index].tree for share in shares if share.tree)
+            wanted = sum(share.count for share in shares) + trees
             try:
-                if not self._residents.fits(sum(share.count for share in shares) + trees):
+                if not self._residents.fits(wanted):
                     raise KvFull("the KV memory is full")
-                self._run(shares)
+                self._run(shares, self._guess(pending, wanted))
                 return
             except KvFull:
                 if not self._residents.drop_idle() and not self._preempt():
@@ -231,29 +205,38 @@ class Engine:
             except Broken as fault:
                 self._fail_all(fault)
 
-    def _run(self, shares: list[schedule.Share]) -> None:
+    def _guess(self, pending: list[schedule.Pending], wanted: int) -> list[int]:
+        """Tokens that may follow, to be read with the only pending one."""
+        sequence, first = self._active[0], pending[0]
+        if sequence.drafts is None or not alone(len(pending), len(self._waiting), first.remaining, first.answering):
+            return []
+        guess = sequence.drafts.guess(sequence.tokens, sequence.limit - sequence.generated - 1)
+        return guess if self._residents.fits(wanted + len(guess)) else []
+
+    def _run(self, shares: list[schedule.Share], guess: list[int]) -> None:
         self._context.clear_batch()
         forks = iter(self._forks)
-        rows = [self._fill(self._active[share.index], share, forks) for share in shares]
+        rows = [self._fill(self._active[share.index], share, forks, guess) for share in shares]
         began = time.perf_counter()
         try:
             self._context.decode()
         finally:
             for fork in self._forks[: len(self._forks) - len(list(forks))]:
                 self._context.keep(fork, 0)
-        self._measure(shares, time.perf_counter() - began)
+        self._pace.add([share.count for share in shares], time.perf_counter() - began)
         for share, row in zip(shares, rows, strict=True):
             sequence, seat = row.sequence, row.sequence.seat
             assert seat is not None, "an active sequence has a seat"
             before = len(seat.tokens)
-            seat.tokens += sequence.tokens[before : before + share.count]
+            seat.tokens += sequence.tokens[before : before + share.count] + guess
             self.counts.prompt_tokens += max(0, min(len(seat.tokens), sequence.prompt_length) - before)
             self._residents.touch(seat)
         for row in rows:
             self._take(row)
 
-    def _fill(self, sequence: Sequence, share: schedule.Share, forks: Iterator[int]) -> Rows:
-        """Put the share into the batch. Options' sequences hold what the sequence itself holds, and their own path."""
+    def _fill(self, sequence: Sequence, share: schedule.Share, forks: Iterator[int], guess: list[int]) -> Rows:
+        """Put the share into the batch, and what is guessed to follow. Options' sequences hold what the sequence itself
+        holds, and their own path."""
         seat, choosing = sequence.seat, sequence.choosing
         assert seat is not None, "an active sequence has a seat"
         own = [next(forks) for _ in choosing.group] if share.tree and choosing is not None else []
@@ -264,6 +247,10 @@ class Engine:
             wanted = position == len(sequence.tokens) - 1
             row = self._context.add(sequence.tokens[position], position, (seat.number, *own), wanted)
             last = row if wanted else -1
+        for at, token in enumerate(guess, len(sequence.tokens)):
+            self._context.add(token, at, (seat.number,), True)
+        if guess:
+            return Rows(sequence, last, guess=guess)
         if choosing is None or (choosing.inner and not share.tree):
             return Rows(sequence, last)
         nodes = {}
@@ -273,12 +260,6 @@ class Engine:
             nodes[number] = self._context.add(node.token, len(sequence.tokens) + node.depth, sequences, True)
         return Rows(sequence, last, nodes)
 
-    def _measure(self, shares: list[schedule.Share], seconds: float) -> None:
-        prompt = sum(share.count for share in shares if share.count > 1)
-        if prompt >= schedule.CHUNK_TOKENS_MIN and seconds > 0:
-            newest = sum(share.count for share in shares) / seconds  # answers' rows cost what a prompt's do
-            self._prefill_tps += (newest - self._prefill_tps) * (SMOOTHING if self._prefill_tps else 1.0)
-
     # what the logits say -----------------------------------------------------------------------------------------
     def _take(self, rows: Rows) -> None:
         sequence = rows.sequence
@@ -286,21 +267,38 @@ class Engine:
             return
         if rows.nodes is not None:
             self._score(sequence, rows)
-        elif sequence.sampler is not None:
-            sequence.first = sequence.first or time.perf_counter()
-            told = None if sequence.top_logprobs is None else log_probabilities(self._context.logits(rows.last))
-            token = sequence.sampler.sample(self._context, rows.last)
-            if self._weights.ends(token):
-                self._finish(sequence, "stop")
-                return
-            if told is not None:
-                sequence.logprobs.append(self._logprob(told, token, sequence.top_logprobs or 0))
-            if self._append(sequence, [token]):
-                self._force(sequence)
+        elif rows.guess:
+            self._check(sequence, rows)
+        else:
+            self._sample(sequence, rows.last)
 
-    def _logprob(self, logs: Logits, token: int, count: int) -> TokenLogprob:
-        top = tuple((self._weights.piece(other), float(logs[other])) for other in likeliest(logs, count))
-        return TokenLogprob(self._weights.piece(token), float(logs[token]), top)
+    def _sample(self, sequence: Sequence, row: int) -> bool:
+        """The next token of `sequence`, by the logits in `row`; False where it ends the answer."""
+        assert sequence.sampler is not None, "it is not chosen between options"
+        sequence.first = sequence.first or time.perf_counter()
+        told = None if sequence.top_logprobs is None else log_probabilities(self._context.logits(row))
+        token = sequence.sampler.sample(self._context, row)
+        if self._weights.ends(token):
+            self._finish(sequence, "stop")
+            return False
+        if told is not None:
+            sequence.note(told, token, self._weights.piece)
+        return self._append(sequence, [token]) and self._force(sequence)
+
+    def _check(self, sequence: Sequence, rows: Rows) -> None:
+        """Sample after each token guessed, for as long as it is what stands there; cut off the rest."""
+        assert sequence.seat is not None
+        assert sequence.drafts is not None
+        seat, before, more = sequence.seat, len(sequence.tokens), True
+        right = 0
+        while more and right <= len(rows.guess) and sequence.tokens[before:] == rows.guess[:right]:
+            more = self._sample(sequence, rows.last + right)
+            right = len(sequence.tokens) - before
+        right = common(sequence.tokens[before:], rows.guess)
+        sequence.drafts.judged(len(rows.guess), right, len(sequence.tokens))
+        sequence.drafted += len(rows.guess)
+        sequence.accepted += right
+        self._residents.cut(seat, min(before + right, len(sequence.tokens) - more))
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> bool:
         """`tokens` are the next of `sequence`; False where they end it.
@@ -328,16 +326,17 @@ class Engine:
             return False
         return True
 
-    def _force(self, sequence: Sequence) -> None:
-        """Append what the grammar leaves no choice about, be it the end."""
+    def _force(self, sequence: Sequence) -> bool:
+        """Append what the grammar leaves no choice about; False where that ends the answer."""
         if sequence.sampler is None:
-            return
+            return True
         while tokens := sequence.sampler.forced():
             self.counts.forced_tokens += len(tokens)
             if not self._append(sequence, tokens):
-                return
+                return False
         if sequence.sampler.ended:
             self._finish(sequence, "stop")
+        return not sequence.sampler.ended
 
     def _score(self, sequence: Sequence, rows: Rows) -> None:
         choosing, seat = sequence.choosing, sequence.seat

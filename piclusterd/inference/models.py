@@ -51,6 +51,8 @@ class ModelSpec:
     adapter: Path | None = None
     """A LoRA adapter over the weights, and how strongly it acts."""
     scale: float = 1.0
+    drafts: int = -1
+    """Tokens guessed at a time (`drafts`); -1: as the pool does."""
 
 
 def resolve_all(model: Model) -> list[ModelSpec]:
@@ -94,6 +96,7 @@ def resolve(model: Model) -> ModelSpec:
         aliases=model.aliases,
         kind=kind,
         task=model.task,
+        drafts=model.drafts,
     )
 
 

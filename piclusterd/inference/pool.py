@@ -16,8 +16,10 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -243,6 +245,10 @@ class Pool:
         self.demand: Demand = Configured()
         self.bring: Callable[[Served, Child, GenerateRequest], Awaitable[Shipped | None]] = _nothing
         """Before a prompt is read: its beginning from another node, where that costs less (`ferry`)."""
+        self.drafts = 0
+        """Tokens guessed at a time, by models that do not say."""
+        self.guessed: Counter[str] = Counter()
+        """Tokens of drafts: how many were accepted, how many rejected."""
         self.stored: Callable[[], tuple[ModelFacts, ...]] = tuple
         """The models that it would load."""
 
@@ -252,7 +258,9 @@ class Pool:
         inference = config.inference
         socket = Path(inference.worker_socket) if inference.worker_socket else None
         known = Calibration(config.state_dir / RATES)
-        return cls(inference.queue_max, inference.load_timeout_s, on_change, socket, calibration=known)
+        pool = cls(inference.queue_max, inference.load_timeout_s, on_change, socket, calibration=known)
+        pool.drafts = inference.drafts
+        return pool
 
     async def start(self, models: Sequence[ModelSpec]) -> None:
         """Begin to load `models`, and return. See `states` for what becomes of them."""
@@ -262,6 +270,7 @@ class Pool:
     def add(self, spec: ModelSpec) -> Served:
         """Begin to load one more."""
         assert spec.name not in self._served, f"{spec.name} is served twice"
+        spec = replace(spec, drafts=self.drafts) if spec.drafts < 0 else spec
         self._served[spec.name] = served = Served(
             spec,
             self._queue_max,
@@ -343,6 +352,7 @@ class Pool:
                 async for frame in answer:
                     if isinstance(frame, Done):
                         served.measured(frame)
+                        self.guessed.update(accepted=frame.accepted, rejected=frame.drafted - frame.accepted)
                         turn.ended(cost(frame.prompt_tokens - frame.cached_tokens, frame.completion_tokens))
                         frame = msgspec.structs.replace(frame, waited_s=turn.waited_s, shipped=shipped)
                     yield frame

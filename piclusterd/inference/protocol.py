@@ -190,6 +190,8 @@ class Load(Frame, frozen=True, tag="load"):
     adapter: str = ""
     """A LoRA adapter's file, and how strongly it acts."""
     scale: float = 1.0
+    drafts: int = 0
+    """Tokens guessed at a time; 0: none."""
 
 
 class Generate(Frame, frozen=True, tag="generate"):
@@ -285,6 +287,9 @@ class Done(Frame, frozen=True, tag="done"):
     """In the queue of the node that answered."""
     cache: Cache = ""
     shipped: Shipped | None = None
+    drafted: int = 0
+    accepted: int = 0
+    """Of the tokens that were guessed (`drafts`), those that were right."""
 
 
 class Beat(Frame, frozen=True, tag="beat"):

@@ -8,6 +8,7 @@ Runs only in the child.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,11 +16,15 @@ import numpy as np
 
 from .choosing import Choosing
 from .detokenise import TextStream
-from .llama import Logits
+from .drafts import Drafts
+from .llama import Logits, likeliest
 from .protocol import Delta, Done, TokenLogprob
 from .residents import Seat
 from .sampler import Sampler
 from .schedule import CHUNK_TOKENS_MIN, EXPECTED_ANSWER, Pending
+
+SMOOTHING = 0.3
+"""Weight of the newest measurement of a pace."""
 
 Reason = Literal["stop", "length", "cancelled"]
 
@@ -35,6 +40,10 @@ class Sequence:
     sampler: Sampler | None = None
     choosing: Choosing | None = None
     """One of the two."""
+    drafts: Drafts | None = None
+    drafted: int = 0
+    accepted: int = 0
+    """Of the tokens guessed, those that were right."""
     top_logprobs: int | None = None
     """Alternatives told of each token; None: no log-probabilities at all."""
     seat: Seat | None = None
@@ -79,6 +88,11 @@ class Sequence:
         if self.sampler is not None:
             self.sampler.close()
 
+    def note(self, logs: Logits, token: int, piece: Callable[[int], bytes]) -> None:
+        """`token` was sampled where its log-probabilities were `logs`."""
+        top = tuple((piece(other), float(logs[other])) for other in likeliest(logs, self.top_logprobs or 0))
+        self.logprobs.append(TokenLogprob(piece(token), float(logs[token]), top))
+
     def delta(self, text: str, last: bool = False) -> list[Delta]:
         """`text` as what is to be told, with the tokens since the last time; nothing for no text, unless it is the
         `last` chance to tell of them."""
@@ -102,6 +116,8 @@ class Sequence:
             prefill_tps=_rate(read, CHUNK_TOKENS_MIN, self.first - self.started),
             decode_tps=_rate(wrote, 1, now - self.first) if self.first and self.choosing is None else 0.0,
             choices=tuple(self.choosing.probabilities) if self.choosing is not None else (),
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
 
@@ -112,6 +128,8 @@ class Rows:
     sequence: Sequence
     last: int
     nodes: dict[int, int] | None = None
+    guess: list[int] = field(default_factory=list)
+    """Tokens in the rows behind the last."""
 
 
 @dataclass(slots=True)
@@ -127,6 +145,19 @@ class Counts:
     preempted: int = 0
     restored: int = 0
     """Of the preempted, those that went on from their state."""
+
+
+class Pace:
+    """How fast prompts are read: `tokens_per_s`, 0 until that was measured."""
+
+    def __init__(self) -> None:
+        self.tokens_per_s = 0.0
+
+    def add(self, counts: list[int], seconds: float) -> None:
+        """A step took so long for so many tokens of each sequence."""
+        if sum(count for count in counts if count > 1) >= CHUNK_TOKENS_MIN and seconds > 0:
+            newest = sum(counts) / seconds  # answers' rows cost what a prompt's do
+            self.tokens_per_s += (newest - self.tokens_per_s) * (SMOOTHING if self.tokens_per_s else 1.0)
 
 
 def log_probabilities(logits: Logits) -> Logits:

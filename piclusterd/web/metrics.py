@@ -71,6 +71,14 @@ class Meters:
         for how in ("hit", "joined", "miss"):
             counted.labels(how).set_function(partial(told.__getitem__, how))
 
+    def count_drafts(self, guessed: Counts[str]) -> None:
+        """`guessed`: tokens of drafts that were accepted or rejected; it counts on by itself."""
+        counted = Gauge(
+            "piclusterd_draft_tokens", "Tokens guessed since the start.", ["result"], registry=self.registry
+        )
+        for result in ("accepted", "rejected"):
+            counted.labels(result).set_function(partial(guessed.__getitem__, result))
+
     def exposition(self, view: View | None) -> bytes:
         """The text format; without a view only the counters."""
         self.view = view

@@ -29,6 +29,7 @@ def end_headers(done: Done, took_s: float) -> dict[str, str]:
         "X-Picluster-Cached-Tokens": str(done.cached_tokens),
         "X-Picluster-Waited-Seconds": f"{done.waited_s:.3f}",
         "X-Picluster-Took-Seconds": f"{took_s:.3f}",
+        **({"X-Picluster-Drafts": f"{done.accepted}/{done.drafted}"} if done.drafted else {}),
         **cache_header(done),
         **_shipped(done),
     }

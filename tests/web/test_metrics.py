@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -89,3 +91,12 @@ def test_two_nodes_may_count_in_one_process() -> None:
     one, two = Meters(), Meters()
     one.loop_lag.set(0.5)
     assert parse(two.exposition(None).decode())["piclusterd_event_loop_lag_seconds", ()] == 0
+
+
+def test_guesses_are_counted_by_what_became_of_them() -> None:
+    meters, guessed = Meters(), Counter({"accepted": 3})
+    meters.count_drafts(guessed)
+    guessed["rejected"] += 2
+    got = parse(meters.exposition(None).decode())
+    assert got["piclusterd_draft_tokens", (("result", "accepted"),)] == 3
+    assert got["piclusterd_draft_tokens", (("result", "rejected"),)] == 2
