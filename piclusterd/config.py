@@ -178,6 +178,15 @@ class Inference:
             description="largest state of a prompt's beginning taken from, or given to, another node; 0: none is",
         ),
     ] = 2**27
+    kv_disk_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2**36,
+            description="disk for prompts' beginnings that were asked for twice, at most four times as much is written"
+            " a day; 0: none, as SD cards wear out by it",
+        ),
+    ] = 0
     drafts: Annotated[
         int,
         Meta(

@@ -40,6 +40,7 @@ from .events import (
 from .hub_desk import HubDesk
 from .ids import NodeId
 from .inference import ferry, lan, providers
+from .inference.depot import Depot
 from .inference.echoes import Echoes
 from .inference.ferry import Ferry
 from .inference.lan import Lan
@@ -156,6 +157,7 @@ class Desk:
         echoes = Echoes(pool, kept.cache_bytes, 60 * kept.cache_minutes, kept.cache_shared)
         self.meters.count_answers(echoes.told)
         self.ferry = Ferry(pool, self._others, links.request, kept.kv_ship_bytes)
+        Depot(pool, config.state_dir / "prefixes", kept.kv_disk_bytes, self.ferry.key)
         self.meters.count_drafts(pool.guessed)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model, echoes=echoes)
         self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)

@@ -113,12 +113,12 @@ class Ferry:
             self._bytes_max,
         )  # fmt: skip
         plan = shipping.plan(here, model, there, self._rates)
-        if plan is None or self._key(served) is None:
+        if plan is None or self.key(served) is None:
             return None
         return plan, next(facts.name or node for node, facts in there if node == plan.node)
 
     async def _fetch(self, served: Served, child: Child, request: GenerateRequest, plan: Plan, name: str) -> Shipped:
-        began, key = self._now(), self._key(served)
+        began, key = self._now(), self.key(served)
         assert key is not None, "a plan is made where the key is known"
         looked = await child.look(request)
         most = min(len(looked.tokens), TOKEN_BYTES * (self._bytes_max // _token_bytes(served.spec)))
@@ -178,7 +178,7 @@ class Ferry:
         child = served.child if served is not None and served.state == "ready" else None
         if served is None or child is None or not self._bytes_max:
             raise NotFound(f"no states of {ask.model!r} are given here", param="model")
-        key = self._key(served)
+        key = self.key(served)
         if key is None:
             raise Overloaded("the model's file is being hashed", retry_after_s=1.0)
         if key != ask.key:
@@ -212,7 +212,7 @@ class Ferry:
         if served is not None:
             await asyncio.shield(self._file_hash(served.spec))
 
-    def _key(self, served: Served) -> bytes | None:
+    def key(self, served: Served) -> bytes | None:
         """What its states are of; None while its file is being hashed, or where it gives none."""
         task = self._file_hash(served.spec)
         if served.ready is None or not served.ready.state_key:

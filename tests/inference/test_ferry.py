@@ -276,12 +276,12 @@ async def test_only_a_question_about_this_very_model_build_and_settings_is_answe
         assert nodes.link.there is not None
         served = nodes.here.served(NAME)
         assert served is not None
-        key = nodes.ferry._key(served)
+        key = nodes.ferry.key(served)
         assert key is not None
         right = Ask(NAME, key, bytes(4 * 10), 1, PLENTY)
         assert served.ready is not None
         served.ready = msgspec.structs.replace(served.ready, state_key="llama-cpp-python 0.3.35, f16")
-        other_build = nodes.ferry._key(served)
+        other_build = nodes.ferry.key(served)
         assert other_build is not None
         assert isinstance(await given(nodes.link.there, msgspec.structs.replace(right, key=other_build)), Refused)
         assert isinstance(await given(nodes.link.there, msgspec.structs.replace(right, key=b"\0" * 32)), Refused)
@@ -313,7 +313,7 @@ async def test_an_asker_that_leaves_in_the_midst_leaves_no_state_behind() -> Non
         served, child = nodes.here.served(NAME), nodes.there._served[NAME].child
         assert served is not None
         assert child is not None
-        key = nodes.ferry._key(served)
+        key = nodes.ferry.key(served)
         assert key is not None
         looked = await child.look(SECOND)
         async with aclosing(nodes.link.there.serve(encode(Ask(NAME, key, looked.tokens, 1, PLENTY)))) as messages:
@@ -333,7 +333,7 @@ async def test_a_model_without_such_states_is_asked_for_none() -> None:
         served.ready = msgspec.structs.replace(served.ready, state_key="")
         text, done = await nodes.ask()
         assert (text, done.shipped, nodes.link.asked) == (nodes.computed, None, 0)
-        assert nodes.ferry._key(served) is None
+        assert nodes.ferry.key(served) is None
 
 
 async def test_a_file_of_the_store_is_known_by_its_name_and_an_adapter_makes_it_another_model() -> None:
