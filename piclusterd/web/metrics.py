@@ -79,6 +79,14 @@ class Meters:
         for result in ("accepted", "rejected"):
             counted.labels(result).set_function(partial(guessed.__getitem__, result))
 
+    def count_depot(self, told: Counts[str]) -> None:
+        """`told`: states of prompts' beginnings by what became of them on disk; it counts on by itself."""
+        counted = Gauge(
+            "piclusterd_disk_states", "Prompts' beginnings on disk since the start.", ["result"], registry=self.registry
+        )
+        for result in ("saved", "loaded", "spoiled"):
+            counted.labels(result).set_function(partial(told.__getitem__, result))
+
     def exposition(self, view: View | None) -> bytes:
         """The text format; without a view only the counters."""
         self.view = view

@@ -100,3 +100,11 @@ def test_guesses_are_counted_by_what_became_of_them() -> None:
     got = parse(meters.exposition(None).decode())
     assert got["piclusterd_draft_tokens", (("result", "accepted"),)] == 3
     assert got["piclusterd_draft_tokens", (("result", "rejected"),)] == 2
+
+
+def test_beginnings_on_disk_are_counted_by_what_became_of_them() -> None:
+    meters, told = Meters(), Counter({"saved": 1})
+    meters.count_depot(told)
+    told["loaded"] += 2
+    got = parse(meters.exposition(None).decode())
+    assert [got["piclusterd_disk_states", (("result", one),)] for one in ("saved", "loaded", "spoiled")] == [1, 2, 0]
