@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from piclusterd.inference.depot import DAILY, DAY_S, DISK, Depot, read
+from piclusterd.inference.depot import DAILY, DAY_S, DISK, Depot, Head, name_of, read, write
 from piclusterd.inference.pool import Pool, Served
 from piclusterd.inference.protocol import ChatMessage, Done, GenerateRequest
 
@@ -126,6 +127,19 @@ async def test_what_is_damaged_is_read_instead_and_deleted(tmp_path: Path, at: i
         assert text == computed
         assert done.shipped is None
     assert not file.exists()
+
+
+@pytest.mark.parametrize("state", [b"what was writteN", b"what was writte", b"what was written."])
+def test_a_state_that_is_not_what_was_written_never_reaches_a_child(tmp_path: Path, state: bytes) -> None:
+    """The child looks too; but it is the one to be spared."""
+    whole = b"what was written"
+    head = Head(KEY, (1, 1024), bytes(8), len(whole), hashlib.sha256(whole).digest())
+    path = tmp_path / name_of(head)
+    write(path, head, whole)
+    assert read(path) == (head, whole)
+    write(path, head, state)
+    with pytest.raises(ValueError, match="damaged"):
+        read(path)
 
 
 @pytest.mark.parametrize("key", [b"\1" * 32, None])
