@@ -61,10 +61,12 @@ class Report:
     ) -> Row:
         """One measurement, beside a peer's where there is one, against its budget where one stands."""
         ratio = _ratio(value, peer_value, larger_is_better)
+        free = not larger_is_better and peer_value is not None and value <= min(0, peer_value)
+        held = free or (ratio is not None and ratio >= (ratio_at_least or 0))
         stands = [
             *([] if at_most is None else [(f"<= {at_most:g}", value <= at_most)]),
             *([] if at_least is None else [(f">= {at_least:g}", value >= at_least)]),
-            *([] if ratio_at_least is None else [(f"ratio >= {ratio_at_least:g}", (ratio or 0.0) >= ratio_at_least)]),
+            *([] if ratio_at_least is None else [(f"ratio >= {ratio_at_least:g}", held)]),
         ]
         row = Row(
             what,
@@ -155,8 +157,8 @@ def _git(*arguments: str) -> str:
 
 
 def _ratio(value: float, peer_value: float | None, larger_is_better: bool) -> float | None:
-    if peer_value is None or 0 in (value, peer_value):
-        return None
+    if peer_value is None or min(value, peer_value) <= 0:
+        return None  # of an overhead below the noise, say: it costs nothing, and nothing is no multiple
     return value / peer_value if larger_is_better else peer_value / value
 
 

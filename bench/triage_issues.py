@@ -17,10 +17,9 @@ words, written and labelled by hand by the same guide. For your own house bring 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -92,8 +91,3 @@ def _by_the_guide(issue: MadeUp) -> Issue:
         case _:
             pass
     return Issue(issue.title, issue.body, kind, priority, (area,) if area else ())
-
-
-def as_line(issue: Issue) -> str:
-    told: dict[str, Any] = msgspec.structs.asdict(issue)
-    return json.dumps(told, ensure_ascii=False)

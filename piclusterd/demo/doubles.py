@@ -17,7 +17,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -61,6 +61,29 @@ class Wrong(Exception):
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool = False
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+Messages = Annotated[list[Message], msgspec.Meta(min_length=1)]
+
+
+class ChatBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A chat in OpenAI's words; a provider adds the numbers it has limits of its own for."""
+
+    model: str
+    messages: Messages
+    seed: int | None = None
+    stop: list[str] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
 
 
 async def completion(

@@ -20,31 +20,16 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from .doubles import Double, Fault, StreamOptions, completion
+from .doubles import ChatBody, Double, Fault, completion
 
 COMMIT = "a" * 40
 PROVIDERS = frozenset({"auto", "cerebras", "groq", "hf-inference", "novita", "together"})
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    role: str
-    content: str
-
-
-class Chat(msgspec.Struct, forbid_unknown_fields=True):
-    model: str
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+class Chat(ChatBody, forbid_unknown_fields=True, kw_only=True):
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
-    seed: int | None = None
-    stop: list[str] | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
 
 
 class HuggingFaceDouble(Double):

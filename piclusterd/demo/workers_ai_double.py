@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from aiohttp import web
 
-from .doubles import Double, Fault, StreamOptions, completion
+from .doubles import ChatBody, Double, Fault, Messages, completion
 
 ACCOUNT = "0123456789abcdef0123456789abcdef"
 MODEL = "@cf/meta/llama-3.1-8b-instruct-fast"
@@ -27,28 +27,16 @@ NEURONS_A_CALL = 11
 """A triage of 1,000 tokens in and 200 out on the small model."""
 
 
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    role: str
-    content: str
-
-
-class Run(msgspec.Struct, forbid_unknown_fields=True):
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+class Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    messages: Messages
     max_tokens: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 256
     temperature: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.6
 
 
-class Chat(Run, forbid_unknown_fields=True, kw_only=True):
-    model: str
+class Chat(ChatBody, forbid_unknown_fields=True, kw_only=True):
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 256
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.6
     top_p: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
-    seed: int | None = None
-    stop: list[str] | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
 
 
 class WorkersAIDouble(Double):
@@ -96,7 +84,7 @@ class WorkersAIDouble(Double):
         text = self._think(asked.model, asked)
         return await completion(request, asked.model, text, asked.stream, usage if wanted else None)
 
-    def _think(self, model: str, asked: Run) -> str:
+    def _think(self, model: str, asked: Run | Chat) -> str:
         if model in PAID_ONLY:
             raise self.wrong(403, f"{model} needs a paid plan")
         if model not in MODELS:

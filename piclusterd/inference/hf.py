@@ -5,15 +5,20 @@
 A batch runs in a thread of its own, so that requests and cancellations are taken meanwhile and the pool hears that this
 child is alive. What comes while one runs is the next batch. Batches of answers end with their longest answer. The
 module is touched by that thread alone.
+
+A text to classify may be longer than the model reads (64 to 512 tokens are common): it is read in windows, and a label
+has the highest score that any window gives it. One to embed is refused: a mean of vectors would say something else.
 """
 
 from __future__ import annotations
 
 import queue
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,8 @@ from .states import FromDock, ToDock
 
 PACK_TEXTS, PACK_TOKENS = 32, 4096
 """One batch of texts to embed or classify: tokens are counted with their padding."""
+WINDOWS_MAX = 16
+"""Of a text to classify: some 30,000 letters for a model of 512 tokens. What comes after is not read."""
 BATCH_TOKENS = 16_384
 """Of the prompts of one batch of answers, likewise."""
 SUMMARY_TOKENS = 256
@@ -48,17 +55,26 @@ SUMMARY_TOKENS = 256
 POLL_S = 0.05
 """How long a step waits for something to tell: as long may a new request wait to be taken."""
 
+Labels = tuple[tuple[str, float], ...]
 Output = Delta | Done | Embedded | Classified | Failed
 
 
 @dataclass(slots=True)
 class _Job:
-    """Texts of one request; a result each, in any order."""
+    """Texts of one request, each in one window or more; a result a window, in any order."""
 
     id: int
+    counts: Sequence[int]
+    """Windows of each text."""
     texts: Sequence[list[int]]
+    """All windows."""
     results: dict[int, Any] = field(default_factory=dict)
     cancelled: bool = False
+
+    def whole(self) -> list[list[Any]]:
+        """Of each text, the results of its windows."""
+        found = iter([self.results[number] for number in range(len(self.texts))])
+        return [list(islice(found, count)) for count in self.counts]
 
 
 class HfEngine:
@@ -133,15 +149,25 @@ class HfEngine:
 
     def submit_embed(self, request_id: int, texts: tuple[str, ...]) -> None:
         """Queue texts. Raises `UserError` where one is longer than the model reads."""
-        lists = [self._text.encode(text) for text in texts]
-        for number, tokens in enumerate(lists):
+        self._queue(request_id, [[self._text.encode(text)] for text in texts])
+
+    def submit_classify(self, request_id: int, texts: tuple[str, ...]) -> None:
+        """Queue texts of any length. Raises `UserError` where one is empty."""
+        found = [self._text.windows(text, self._room) for text in texts]
+        for number, windows in enumerate(found):
+            if len(windows) > WINDOWS_MAX:
+                read = f"the first {WINDOWS_MAX} of its {len(windows)} windows are read"
+                sys.stderr.write(f"text {number} of a request is very long: {read}, of {self._room} tokens each\n")
+        self._queue(request_id, [windows[:WINDOWS_MAX] for windows in found])
+
+    def _queue(self, request_id: int, texts: Sequence[list[list[int]]]) -> None:
+        for number, tokens in ((number, tokens) for number, windows in enumerate(texts) for tokens in windows):
             if not 0 < len(tokens) <= self._room:
                 why = f"It has {len(tokens)} tokens; this model takes 1 to {self._room}."
                 raise UserError(f"input {number} cannot be read", why, param="input")
-        job = self._jobs[request_id] = _Job(request_id, lists)
-        self._texts += [(job, number) for number in range(len(lists))]
-
-    submit_classify = submit_embed
+        windows = list(chain.from_iterable(texts))
+        job = self._jobs[request_id] = _Job(request_id, [len(one) for one in texts], windows)
+        self._texts += [(job, number) for number in range(len(windows))]
 
     def state(self, frame: ToDock) -> FromDock | None:
         raise UserError("this model has no states to give", "Only those of llama.cpp have.")
@@ -229,10 +255,23 @@ class HfEngine:
         for (job, at), result in zip(items, results, strict=True):
             job.results[at] = result
             if len(job.results) == len(job.texts) and not job.cancelled:
-                whole = tuple(job.results[number] for number in range(len(job.texts)))
-                tokens = sum(map(len, job.texts))
-                told = Classified(job.id, whole, tokens) if classify else Embedded(job.id, whole, tokens)
-                self._out.put(told)
+                self._out.put(_classified(job) if classify else _embedded(job))
+
+
+def _embedded(job: _Job) -> Embedded:
+    return Embedded(job.id, tuple(vector for [vector] in job.whole()), sum(map(len, job.texts)))
+
+
+def _classified(job: _Job) -> Classified:
+    return Classified(job.id, tuple(_highest(windows) for windows in job.whole()), sum(map(len, job.texts)))
+
+
+def _highest(windows: Sequence[Labels]) -> Labels:
+    """Each label with the highest of its scores, the best first."""
+    best: dict[str, float] = {}
+    for label, score in chain.from_iterable(windows):
+        best[label] = max(score, best.get(label, score))
+    return tuple(sorted(best.items(), key=lambda pair: -pair[1]))
 
 
 def _only_plain(request: GenerateRequest) -> None:

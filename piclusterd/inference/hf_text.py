@@ -18,6 +18,8 @@ from .hf_files import TOKENIZER, HfFiles
 from .protocol import ChatMessage
 
 TEMPLATE_BYTES_MAX = 256 * 1024
+OVERLAP = 8
+"""A window begins with the last eighth of the one before: a phrase that one cuts is whole in the next."""
 
 
 class HfText:
@@ -53,9 +55,21 @@ class HfText:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text` with what the tokenizer puts around it ([CLS] … [SEP], say)."""
-        self._tokenizer.encode_special_tokens = True
-        tokens: list[int] = self._tokenizer.encode(text.lower() if self._lower else text).ids
+        tokens: list[int] = self._encoded(text).ids
         return tokens
+
+    def windows(self, text: str, room: int) -> list[list[int]]:
+        """`text` in windows of at most `room` tokens, each with what the tokenizer puts around it."""
+        self._tokenizer.enable_truncation(room, stride=room // OVERLAP)
+        try:
+            whole = self._encoded(text)
+        finally:
+            self._tokenizer.no_truncation()
+        return [whole.ids, *(further.ids for further in whole.overflowing)]
+
+    def _encoded(self, text: str) -> Any:
+        self._tokenizer.encode_special_tokens = True
+        return self._tokenizer.encode(text.lower() if self._lower else text)
 
     def chat(self, messages: Sequence[ChatMessage], tools: str = "") -> list[int]:
         """The prompt for the assistant's next turn. Raises `UserError` where the template refuses the messages."""

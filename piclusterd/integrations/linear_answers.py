@@ -142,23 +142,30 @@ def _until(headers: Mapping[str, str], name: str) -> float:
 
 # what was asked for --------------------------------------------------------------------------------------------------
 def context_of(issue: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    team, project, creator = issue["team"], issue["project"] or {}, issue["creator"] or {}
+    team, creator = issue["team"], issue["creator"] or {}
     if issue["trashed"]:
         return {"missing": True}
     offered = [*team["labels"]["nodes"], *data["issueLabels"]["nodes"]]  # the team's own label of a name comes first
+    return {
+        **facts_of(issue),
+        "priority": int(issue["priority"]),
+        "labels": labels_of(issue["labels"]["nodes"]),
+        "team": {"id": str(team["id"]), "key": str(team["key"])},
+        "creator": {part: str(creator.get(part) or "") for part in ("id", "name", "email")},
+        "team_labels": labels_of(label for label in offered if not label["isGroup"]),
+    }
+
+
+def facts_of(issue: Mapping[str, Any]) -> dict[str, str]:
+    """What every workflow reads of an issue."""
     return {
         "id": str(issue["id"]),
         "identifier": str(issue["identifier"]),
         "title": str(issue["title"]),
         "description": str(issue["description"] or ""),
         "updated_at": str(issue["updatedAt"]),
-        "priority": int(issue["priority"]),
         "state": str(issue["state"]["type"]),
-        "labels": labels_of(issue["labels"]["nodes"]),
-        "team": {"id": str(team["id"]), "key": str(team["key"])},
-        "project": str(project.get("name") or ""),
-        "creator": {part: str(creator.get(part) or "") for part in ("id", "name", "email")},
-        "team_labels": labels_of(label for label in offered if not label["isGroup"]),
+        "project": str((issue["project"] or {}).get("name") or ""),
     }
 
 

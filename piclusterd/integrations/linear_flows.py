@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from .linear import Id, LinearClient, _checked, _or_missing, _success
-from .linear_answers import LinearRefused
+from .linear_answers import LinearRefused, facts_of
 from .outcome import CallFailed
 
 COMMENTS_MAX = 20
@@ -164,15 +164,9 @@ def _told_of(data: dict[str, Any]) -> dict[str, Any]:
     said = [node for node in issue["comments"]["nodes"] if not node["botActor"]]
     said.sort(key=lambda node: str(node["createdAt"]))
     return {
-        "id": str(issue["id"]),
-        "identifier": str(issue["identifier"]),
-        "title": str(issue["title"]),
-        "description": str(issue["description"] or ""),
+        **facts_of(issue),
         "url": str(issue["url"]),
-        "updated_at": str(issue["updatedAt"]),
-        "state": str(issue["state"]["type"]),
         "team": str(issue["team"]["key"]),
-        "project": str((issue["project"] or {}).get("name") or ""),
         "comments": [{"by": str((node["user"] or {}).get("name") or ""), "body": str(node["body"])} for node in said],
     }
 

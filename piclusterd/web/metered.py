@@ -8,8 +8,9 @@ when the answer ends, also where its reader goes away in the middle.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 import msgspec
 
@@ -23,6 +24,9 @@ CHARS_PER_TOKEN = 4
 """English in common vocabularies; settled by the engine's count."""
 ANSWER_TOKENS = 128
 """What an answer without a bound is reserved for."""
+
+Texts = TypeVar("Texts", EmbedRequest, ClassifyRequest)
+Read = TypeVar("Read", Embedded, Classified)
 
 
 class Metered:
@@ -53,24 +57,22 @@ class Metered:
             who.settle(used - reserved)
 
     async def embed(self, request: EmbedRequest) -> tuple[Choice, Embedded]:
-        who = caller.get()
-        if who is None:
-            return await self._inner.embed(request)
-        request = msgspec.structs.replace(request, model=_allowed(who, request.model))
-        reserved = _reserved(who, request)
-        choice, answer = await self._inner.embed(request)
-        who.settle(answer.tokens - reserved)
-        return choice, answer
+        return await _counted(request, self._inner.embed)
 
     async def classify(self, request: ClassifyRequest) -> tuple[Choice, Classified]:
-        who = caller.get()
-        if who is None:
-            return await self._inner.classify(request)
-        request = msgspec.structs.replace(request, model=_allowed(who, request.model))
-        reserved = _reserved(who, request)
-        choice, answer = await self._inner.classify(request)
-        who.settle(answer.tokens - reserved)
-        return choice, answer
+        return await _counted(request, self._inner.classify)
+
+
+async def _counted(request: Texts, ask: Callable[[Texts], Awaitable[tuple[Choice, Read]]]) -> tuple[Choice, Read]:
+    who = caller.get()
+    if who is None:
+        return await ask(request)
+    request = msgspec.structs.replace(request, model=_allowed(who, request.model))
+    reserved = sum(map(len, request.texts)) // CHARS_PER_TOKEN
+    who.reserve(reserved)
+    choice, answer = await ask(request)
+    who.settle(answer.tokens - reserved)
+    return choice, answer
 
 
 def _allowed(who: Caller, model: str) -> str:
@@ -80,9 +82,3 @@ def _allowed(who: Caller, model: str) -> str:
     if chosen not in ANY_MODEL or who.grant.models:
         who.check(chosen)
     return chosen
-
-
-def _reserved(who: Caller, request: EmbedRequest | ClassifyRequest) -> int:
-    tokens = sum(map(len, request.texts)) // CHARS_PER_TOKEN
-    who.reserve(tokens)
-    return tokens

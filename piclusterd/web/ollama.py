@@ -12,7 +12,6 @@ Refuses: to create, copy, push or delete models (403): a guest of the API must n
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -27,6 +26,7 @@ from ..inference.protocol import Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from ..views import View
 from . import ollama_schema as schema
+from . import refusals
 from .node_headers import cache_header, node_headers
 from .ollama_body import (
     LATEST,
@@ -43,6 +43,7 @@ from .ollama_body import (
     read,
 )
 from .ollama_schema import Card, Clock, Shape
+from .refusals import Handler
 from .silences import KEEP_ALIVE_S, with_silences
 
 COMPATIBLE = "0.12.6"
@@ -52,7 +53,6 @@ Cards = Callable[[], Awaitable[Sequence[Card]]]
 """What the cluster serves or holds."""
 Pull = Callable[[str], AsyncGenerator[dict[str, Any], None]]
 """Fetches a model by name; yields Ollama's progress objects: `status`, and `digest`, `total`, `completed` in bytes."""
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def routes(serving: Answering, cards: Cards, running: Cards, pull: Pull | None = None) -> list[web.RouteDef]:
@@ -96,22 +96,7 @@ def cards(view: View) -> list[Card]:
 
 def _answered(handler: Handler) -> Handler:
     """`handler` with its errors in Ollama's shape."""
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except PiclusterError as fault:
-            return failed(fault)
-
-    return handle
-
-
-def failed(fault: PiclusterError, status: int | None = None) -> web.Response:
-    """`fault` as Ollama says it, with Retry-After where waiting helps."""
-    response = web.json_response(schema.error(fault), status=status or fault.status)
-    if isinstance(fault, Unavailable):
-        response.headers["Retry-After"] = str(max(1, math.ceil(fault.retry_after_s)))
-    return response
+    return refusals.answered(handler, schema.error)
 
 
 class _Api:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import secrets
 import time
 from collections import defaultdict
@@ -42,7 +41,9 @@ from ..inference.openai_body import (
 from ..inference.protocol import CallPart, Delta, Done, GenerateRequest
 from ..inference.serving import Started
 from . import openai_schema as schema
+from . import refusals
 from .node_headers import cache_header, end_headers, node_headers
+from .refusals import Handler
 from .silences import KEEP_ALIVE_S, with_silences
 
 ListModels = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
@@ -63,26 +64,9 @@ def routes(serving: Answering, list_models: ListModels) -> list[web.RouteDef]:
     ]
 
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
 def answered(handler: Handler) -> Handler:
     """`handler` with its errors as OpenAI's objects."""
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except PiclusterError as fault:
-            return _error(fault)
-
-    return handle
-
-
-def _error(fault: PiclusterError) -> web.Response:
-    response = web.json_response(schema.error(fault), status=fault.status)
-    if isinstance(fault, Unavailable):
-        response.headers["Retry-After"] = str(max(1, math.ceil(fault.retry_after_s)))
-    return response
+    return refusals.answered(handler, schema.error)
 
 
 class _Api:

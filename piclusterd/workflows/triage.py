@@ -125,18 +125,15 @@ class Triage:
     ) -> Step:
         """From a verdict that stands to the end."""
         planned = plan(issue, verdict, policy, wrote_before(recalled.case))
-        if planned.change and "update" not in results:
-            return update("update", run, issue.id, planned)
-        done = results.get("update", {})
-        if done.get("missing"):
-            return GONE
-        changed = list(done.get("changed", ()))
+        changed = updated(run, issue.id, planned, results)
+        if not isinstance(changed, list):
+            return changed
         useful = policy.comment == "always" or (policy.comment != "never" and is_useful(verdict, planned, changed))
         if useful and "comment" not in results:
             return put_comment("comment", issue.id, comment(run, verdict, planned, changed))
         if results.get("comment", {}).get("missing"):
             return GONE
-        wrote = stands(planned.wanted, done)
+        wrote = stands(planned.wanted, results.get("update", {}))
         case = case_of(run, issue, verdict, recalled, policy.mode, wrote, planned.suggested)
         urgent = self._copy_urgent and verdict.priority.value in URGENT
         return Finish("done", str(verdict), urgent=urgent, case=case)
@@ -174,8 +171,13 @@ def look(name: str, run: RunId, issue: str, policy: Policy) -> Call:
     return Call(name, "linear", "issue_context", {"issue": issue, "labels": policy.all_labels}, ids.uuid4_of(run, name))
 
 
-def update(name: str, run: RunId, issue: str, planned: Plan) -> Call:
-    return Call(name, "linear", "issue_update", {"issue": issue, **planned.change}, ids.uuid4_of(run, name))
+def updated(run: RunId, issue: str, planned: Plan, results: Results) -> list[str] | Step:
+    """What was changed as planned; the step to it while it is not, the end where the issue is gone."""
+    if planned.change and "update" not in results:
+        asked = {"issue": issue, **planned.change}
+        return Call("update", "linear", "issue_update", asked, ids.uuid4_of(run, "update"))
+    done = results.get("update", {})
+    return GONE if done.get("missing") else list(done.get("changed", ()))
 
 
 def put_comment(name: str, issue: str, body: str) -> Call:

@@ -20,7 +20,7 @@ from .. import ids
 from ..ids import RunId
 from ..wire import Hook
 from .neutral import plain
-from .triage import GONE, Triage, issue_of, look, put_comment, update
+from .triage import Triage, issue_of, look, put_comment, updated
 from .triage_comment import applied, explained, undone, unknown
 from .triage_decide import Judged, Verdict
 from .triage_issue import CLOSED_STATES, CommentEvent, Issue, Party, comment_event
@@ -89,12 +89,9 @@ class Commands:
         if not isinstance(issue, Issue):
             return issue
         planned = _taking_back(issue, wrote_before(case))
-        if planned.change and "update" not in results:
-            return update("update", run, issue.id, planned)
-        done = results.get("update", {})
-        if done.get("missing"):
-            return GONE
-        changed = list(done.get("changed", ()))
+        changed = updated(run, issue.id, planned, results)
+        if not isinstance(changed, list):
+            return changed
         if "comment" not in results:
             return put_comment("comment", issue.id, undone(run, _author(event).name, changed))
         rejected = {f"human.{name}": "" for name in changed_fields(changed, case)}
@@ -112,16 +109,18 @@ class Commands:
         if verdict is None:
             return Finish("ignored", "nothing was said of this issue that could be applied")
         planned = plan(issue, verdict, policy, wrote_before(case), apply_all=True)
-        if planned.change and "update" not in results:
-            return update("update", run, issue.id, planned)
-        done = results.get("update", {})
-        if done.get("missing"):
-            return GONE
-        changed = list(done.get("changed", ()))
+        changed = updated(run, issue.id, planned, results)
+        if not isinstance(changed, list):
+            return changed
         if "comment" not in results:
             return put_comment("comment", issue.id, applied(run, _author(event).name, case, changed))
         agreed = {f"human.{name}": judged.value for name, judged in verdict.fields.items() if name not in planned.kept}
-        told = {"undone": False, "wrote": stands(planned.wanted, done).as_dict(), "suggested": {}, **agreed}
+        told = {
+            "undone": False,
+            "wrote": stands(planned.wanted, results.get("update", {})).as_dict(),
+            "suggested": {},
+            **agreed,
+        }
         return Finish(
             "done", f"applied {' and '.join(changed) or 'nothing new'}", case={"issue": issue.id, "set": told}
         )

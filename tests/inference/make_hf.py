@@ -16,6 +16,10 @@ PROMPTS = (
     "please add a dark theme to the editor, and keep the light one for those who like it",
     "crash when saving",
 )
+LONG = " ".join((*PROMPTS, *reversed(PROMPTS)))
+"""Some windows of the classifier."""
+POSITIONS = 64
+"""Of the classifier."""
 ANSWER_TOKENS = 12
 SPECIALS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
@@ -103,17 +107,27 @@ def _classifier(directory: Path, tokenizer: Any) -> list[dict[str, float]]:
     names = {0: "fine", 1: "spam", 2: "insult"}
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=64, pad_token_id=0, initializer_range=0.5,
+        num_attention_heads=2, max_position_embeddings=POSITIONS, pad_token_id=0, initializer_range=0.5,
         id2label=names, label2id={name: number for number, name in names.items()},
     )  # fmt: skip
     model = BertForSequenceClassification(config).eval()
     _save(model, tokenizer, directory)
     found = []
-    for prompt in PROMPTS:
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([tokenizer.encode(prompt).ids])).logits[0]
-        found.append(dict(zip(names.values(), logits.softmax(dim=0).tolist(), strict=True)))
+    for text in (*PROMPTS, LONG):
+        best = torch.zeros(len(names))
+        for tokens in _windows(tokenizer.encode(text).ids):
+            with torch.inference_mode():
+                best = best.maximum(model(input_ids=torch.tensor([tokens])).logits[0].softmax(dim=0))
+        found.append(dict(zip(names.values(), best.tolist(), strict=True)))
     return found
+
+
+def _windows(tokens: list[int]) -> list[list[int]]:
+    """`<s>` and the next tokens, each window beginning with the last eighth of the one before."""
+    first, said = tokens[:1], tokens[1:]
+    width, again = POSITIONS - 1, POSITIONS // 8
+    starts = range(0, max(len(said) - again, 1), width - again)
+    return [first + said[at : at + width] for at in starts]
 
 
 if __name__ == "__main__":
