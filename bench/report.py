@@ -61,7 +61,7 @@ class Report:
     ) -> Row:
         """One measurement, beside a peer's where there is one, against its budget where one stands."""
         ratio = _ratio(value, peer_value, larger_is_better)
-        free = not larger_is_better and peer_value is not None and value <= min(0, peer_value)
+        free = not larger_is_better and peer_value is not None and value <= 0
         held = free or (ratio is not None and ratio >= (ratio_at_least or 0))
         stands = [
             *([] if at_most is None else [(f"<= {at_most:g}", value <= at_most)]),

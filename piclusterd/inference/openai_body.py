@@ -43,6 +43,8 @@ TOKENS_MAX = 2**31 - 1
 
 Name = Annotated[str, Meta(max_length=256)]
 Prompt = Annotated[str, Meta(max_length=PROMPT_CHARS_MAX)]
+Text = Annotated[str, Meta(min_length=1)]
+"""To embed: of nothing there is no vector."""
 Choices = Annotated[int, Meta(ge=1, le=8)]
 """Answers to one request: each takes a place of the model."""
 Option = Annotated[str, Meta(min_length=1, max_length=OPTION_CHARS_MAX)]
@@ -128,7 +130,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
     model: Name = ""
-    input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
+    input: Text | Annotated[list[Text], Meta(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
 

@@ -145,23 +145,27 @@ class _Api:
         body = read(await request.read(), ChatBody)
         card, shape = await self._card(body.model), Shape(body.model, chat=True)
         if not body.messages:
-            return await self._only_load(load_request(body, card.name), shape)
+            return await self._only_loaded(load_request(body, card.name), shape)
         return await self._answer(request, chat_request(body, card.name), shape, body)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = read(await request.read(), GenerateBody)
         card, shape = await self._card(body.model), Shape(body.model, chat=False)
         if not body.prompt and not body.images:
-            return await self._only_load(load_request(body, card.name), shape)
+            return await self._only_loaded(load_request(body, card.name), shape)
         return await self._answer(request, generate_request(body, card.name), shape, body)
 
-    async def _only_load(self, asked: GenerateRequest, shape: Shape) -> web.Response:
-        """Answered once it has happened."""
+    async def _only_loaded(self, asked: GenerateRequest, shape: Shape) -> web.Response:
+        headers = await self._only_load(asked)
+        nothing = shape.nothing("unload" if asked.keep_alive_s == 0 else "load", time.time())
+        return web.json_response(nothing, headers=headers)
+
+    async def _only_load(self, asked: GenerateRequest) -> dict[str, str]:
+        """Done once it returns: the headers, which say where."""
         async with aclosing(self._serving.generate(asked)) as items:
             [started, *_] = [item async for item in items]
         assert isinstance(started, Started), "an answer starts with Started"
-        nothing = shape.nothing("unload" if asked.keep_alive_s == 0 else "load", time.time())
-        return web.json_response(nothing, headers=node_headers(started.choice))
+        return node_headers(started.choice)
 
     async def _answer(
         self, request: web.Request, asked: GenerateRequest, shape: Shape, body: AnsweredBody
@@ -175,7 +179,8 @@ class _Api:
         body, began = read(await request.read(), EmbedBody), time.monotonic()
         card = await self._card(body.model)
         if not body.input:
-            return web.json_response({"model": body.model, "embeddings": []})
+            headers = await self._only_load(load_request(body, card.name))
+            return web.json_response({"model": body.model, "embeddings": []}, headers=headers)
         choice, embedded = await self._serving.embed(embed_request(body, card.name))
         answer = schema.embeddings(body.model, embedded, time.monotonic() - began)
         return web.json_response(answer, headers=node_headers(choice) | cache_header(embedded))
@@ -183,11 +188,10 @@ class _Api:
     async def old_embed(self, request: web.Request) -> web.Response:
         body = read(await request.read(), OldEmbedBody)
         card = await self._card(body.model)
+        asked = EmbedBody(body.model, body.prompt, body.keep_alive)
         if not body.prompt:
-            return web.json_response({"embedding": []})
-        choice, embedded = await self._serving.embed(
-            embed_request(EmbedBody(body.model, body.prompt, body.keep_alive), card.name)
-        )
+            return web.json_response({"embedding": []}, headers=await self._only_load(load_request(asked, card.name)))
+        choice, embedded = await self._serving.embed(embed_request(asked, card.name))
         return web.json_response(schema.old_embedding(embedded), headers=node_headers(choice) | cache_header(embedded))
 
 

@@ -87,7 +87,7 @@ class GenerateBody(AnsweredBody, kw_only=True):
 
 class EmbedBody(msgspec.Struct):
     model: Name
-    input: str | Annotated[list[str], Meta(max_length=2048)]
+    input: str | Annotated[list[str], Meta(max_length=2048)] | None = None
     keep_alive: KeepAlive | None = None
 
 
@@ -136,7 +136,7 @@ def generate_request(body: GenerateBody, model: str) -> GenerateRequest:
 
 
 def embed_request(body: EmbedBody, model: str) -> EmbedRequest:
-    texts = (body.input,) if isinstance(body.input, str) else tuple(body.input)
+    texts = (body.input,) if isinstance(body.input, str) else tuple(body.input or ())
     return EmbedRequest(model, texts, keep_alive_s=seconds(body.keep_alive))
 
 

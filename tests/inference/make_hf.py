@@ -16,7 +16,7 @@ PROMPTS = (
     "please add a dark theme to the editor, and keep the light one for those who like it",
     "crash when saving",
 )
-LONG = " ".join((*PROMPTS, *reversed(PROMPTS)))
+LONG = " ".join((*PROMPTS, *reversed(PROMPTS)) * 3)
 """Some windows of the classifier."""
 POSITIONS = 64
 """Of the classifier."""

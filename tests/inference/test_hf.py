@@ -115,7 +115,7 @@ async def test_a_text_longer_than_a_classifier_reads_is_read_in_windows(made: Pa
 async def test_of_a_very_long_text_the_beginning_is_read_and_the_log_says_so(
     made: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    book = LONG * 20
+    book = LONG * 8
     async with pool_of([hf_spec(made / "classifier", "moderator")]) as pool:
         one, other = (await pool.classify("moderator", [book + PROMPTS[0], book + "!" * 4000])).scores
         whole = await pool.classify("moderator", [book])

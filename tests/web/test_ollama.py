@@ -149,16 +149,19 @@ async def test_what_is_only_about_speed_is_ignored() -> None:
 
 
 async def test_texts_are_embedded_one_several_and_the_old_way() -> None:
+    given: tuple[dict[str, Any], ...] = ({}, {"input": ""}, {"input": []})
     async with serving() as served:
         one = await served.client.embed(NAME, "printer on fire")
         two = await served.client.embed(NAME, ["printer on fire", "dark mode"])
         old = await served.client.embeddings(NAME, "printer on fire")
-        none = await served.client.embed(NAME, [])
+        empty = [await served.post("/api/embed", {"model": NAME} | what) for what in given]
+        nothing = await served.post("/api/embeddings", {"model": NAME})
     assert len(one.embeddings) == 1
     assert two.embeddings[0] == pytest.approx(one.embeddings[0], abs=1e-5)
     assert list(old.embedding) == pytest.approx(list(one.embeddings[0]), abs=1e-5)
     assert two.prompt_eval_count is not None
-    assert none.embeddings == []
+    assert empty == [(200, {"model": NAME, "embeddings": []})] * 3
+    assert nothing == (200, {"embedding": []})
 
 
 async def test_models_are_listed_shown_and_running() -> None:
@@ -213,7 +216,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("generate", {"prompt": "x", "images": ["aGk="]}, "images"),
     ("generate", {"prompt": "def f(", "suffix": "pass"}, "insert"),
     ("generate", {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
-    ("embed", {}, "input"),
+    ("embed", {"input": 7}, "input"),
 ]
 
 

@@ -166,6 +166,10 @@ async def test_every_answer_says_how_long_its_model_stays(tmp_path: Path) -> Non
         assert await at.expires_s() > 10 * 365 * 86400
         await at.client.embeddings("one", "printer on fire", keep_alive="5m")
         assert await at.expires_s() <= 300
+        await at.client.embed("one", [], keep_alive="1h")
+        assert 3500 < await at.expires_s() <= 3600, "nothing to embed: the model is kept loaded"
+        await at.client.embeddings("one", "", keep_alive="5m")
+        assert await at.expires_s() <= 300
         with pytest.raises(ollama.ResponseError, match="keep_alive"):
             await at.client.chat("one", HELLO, keep_alive="soon")
 
