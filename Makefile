@@ -15,8 +15,8 @@ JOBS  ?= 1
 help:            ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-STAMP := .stamp-setup$(if $(HF),-hf)
-setup: $(STAMP)
+STAMP := .stamp-setup$(if $(HF),-hf)$(if $(RPC),-rpc)
+setup: $(STAMP)   ## the environment; RPC=1: builds llama.cpp anew where it was kept without models split over boards
 $(STAMP): pyproject.toml config/constraints.txt .ci/setup
 	@.ci/setup
 	@touch $@

@@ -196,6 +196,9 @@ class Inference:
             " 7 pays where answers repeat their prompts; 0: none",
         ),
     ] = 0
+    split: Annotated[
+        bool, Meta(description="divide models too big for one board over several, and hold parts of others' models")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from .events import (
 )
 from .hub_desk import HubDesk
 from .ids import NodeId
-from .inference import ferry, lan, providers
+from .inference import ferry, lan, providers, splits
 from .inference.depot import Depot
 from .inference.echoes import Echoes
 from .inference.ferry import Ferry
@@ -48,6 +48,7 @@ from .inference.library import Library
 from .inference.pool import Pool
 from .inference.providers import Fallback
 from .inference.serving import Serving
+from .inference.splits import Splits
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
 from .ledger.replicate import copies_needed
@@ -67,7 +68,6 @@ from .web.hooks import Lists
 from .web.keys import Keyring, visible
 from .web.metered import Metered
 from .web.metrics import Meters
-from .web.ollama_schema import Card
 from .web.stream import EventBus
 from .web.visitors import Marked
 from .why import WHY, Whys
@@ -152,7 +152,8 @@ class Desk:
             me.node, config, self.view, self._errand, self._move_leadership_here, pool.facts, self.take_hook
         )
         self._errands |= self.upgrades.errands
-        self.stock = Stock(me.node, library, links.request, self.view, config.store.client_pulls)
+        self.splits = Splits(me.node, me.name, config.inference, library, pool, links.request, links.peers)
+        self.stock = Stock(me.node, library, links.request, self.view, self.splits, config.store.client_pulls)
         kept = config.inference
         echoes = Echoes(pool, kept.cache_bytes, 60 * kept.cache_minutes, kept.cache_shared)
         self.meters.count_answers(echoes.told)
@@ -199,7 +200,7 @@ class Desk:
             allowed_hosts=self._config.api.allowed_hosts,
             extra_routes=[
                 *openai.routes(answering, self._list_models),
-                *ollama.routes(answering, self._cards, self._running, self.stock.client_pull),
+                *ollama.routes(answering, self.stock.cards, self.stock.running, self.stock.client_pull),
                 *moderations.routes(answering, self._classifiers),
                 *models.routes(self.stock.ask, self.stock.take),
                 *files.routes(Uploads(self.shelf), self.batches),
@@ -246,12 +247,6 @@ class Desk:
     async def _list_models(self) -> list[dict[str, Any]]:
         return [{"id": name} for name in sorted(filter(visible, await self._served()))]
 
-    async def _cards(self) -> list[Card]:
-        return [await self.stock.card(card) for card in ollama.cards(await self.view()) if visible(card.name)]
-
-    async def _running(self) -> list[Card]:
-        return [card for card in await self.stock.running() if visible(card.name)]
-
     async def _classifiers(self) -> list[str]:
         """Models that classify texts, those in memory first."""
         alive = [member for member in (await self.view()).members if member.state == "alive"]
@@ -295,6 +290,8 @@ class Desk:
             return self._lan.serve(body)
         if name == ferry.REQUEST:
             return self.ferry.serve(body)
+        if name == splits.REQUEST:
+            return self.splits.serve(peer, body)
         return self.stock.serve_peer(body) if name == MODELS else self.serving.answer_peer(peer, name, body)
 
     # operator ------------------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ def make_services(config: Config, name: str, secret: Secret, stack: AsyncExitSta
         "upgrades": desk.upgrades,
     }
     stack.push_async_callback(desk.fallback.close)
+    stack.push_async_callback(desk.splits.close)
     stack.push_async_callback(desk.upgrades.close)
     if config.linear.token_file:
         linear = LinearFlows(

@@ -25,8 +25,11 @@ from .errors import NotFound, PiclusterError, Refused, UserError
 from .ids import NodeId
 from .inference.catalogue import named, proposed
 from .inference.library import Library, Loaded
+from .inference.splits import Splits
 from .views import View
+from .web import ollama
 from .web.admin import ModelWish, as_json
+from .web.keys import visible
 from .web.ollama_schema import Card
 
 log = logging.getLogger(__name__)
@@ -44,10 +47,10 @@ Request = Callable[[NodeId, str, bytes, float], AsyncGenerator[bytes, None]]
 class Stock:
     def __init__(
         self, me: NodeId, library: Library, request: Request, view: Callable[[], Awaitable[View]],
-        client_pulls: str = "none",
+        splits: Splits, client_pulls: str = "none",
     ) -> None:  # fmt: skip
         """`request` is `Links.request`, `view()` this node's picture; `client_pulls`: catalogue or any."""
-        self._client_pulls = client_pulls
+        self._client_pulls, self._splits = client_pulls, splits
         self.client_pull = None if client_pulls == "none" else self._for_client
         self._me, self._library, self._request, self._view = me, library, request, view
 
@@ -90,6 +93,10 @@ class Stock:
                 sizes = {"digest": f"sha256:{step.digest}", "total": step.total, "completed": step.completed}
                 yield {**told, **sizes} if step.digest and step.status != "done" else told
 
+    async def cards(self) -> list[Card]:
+        """What alive nodes serve, of that what the caller may know of."""
+        return [await self.card(card) for card in ollama.cards(await self._view()) if visible(card.name)]
+
     async def card(self, card: Card) -> Card:
         """With what this node's file of it says."""
         found = self._library.store.find(card.name)
@@ -103,7 +110,8 @@ class Stock:
         )  # fmt: skip
 
     async def running(self) -> list[Card]:
-        """What is in memory on any node, and until when, as each says itself; who cannot be asked is left out."""
+        """What is in memory on any node, and until when, as each says itself; who cannot be asked is left out, and what
+        the caller may not know of."""
         alive = [member for member in (await self._view()).members if member.state == "alive"]
         nodes = [member.node for member in alive if any(not facts.load_s for facts in member.facts.models)]
         told = await asyncio.gather(*map(self._loaded_at, nodes))
@@ -113,7 +121,7 @@ class Stock:
             for name in (one.name, *one.aliases):
                 longest = max(expires, found[name].expires_s if name in found else 0.0)
                 found[name] = Card(name, size=one.size, sha256=one.sha256, context=one.context, expires_s=longest)
-        return [await self.card(card) for _, card in sorted(found.items())]
+        return [await self.card(card) for name, card in sorted(found.items()) if visible(name)]
 
     async def _loaded_at(self, node: NodeId) -> list[Loaded]:
         try:
@@ -149,7 +157,7 @@ class Stock:
             case "list":
                 return {"models": as_json(library.list())}
             case "loaded":
-                return {"models": as_json(library.loaded())}
+                return {"models": as_json((*library.loaded(), *self._splits.held()))}
             case "propose":
                 ram = (await asyncio.to_thread(sensors.read)).memory_total
                 return {"models": as_json(proposed(ram)), "memory_total": ram}
@@ -167,6 +175,10 @@ class Stock:
                 return {"model": as_json(await library.alias(wish.name, wish.aliases))}
             case "load":
                 return {"model": as_json(await library.load(wish.name))}
+            case "plan":
+                return {"plan": as_json(await self._splits.plan(wish.name))}
+            case "split":
+                return {"model": as_json(await self._splits.load(wish.name))}
             case "unload":
                 return {"unloaded": await library.unload(wish.name)}
             case _:

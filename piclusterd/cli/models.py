@@ -172,13 +172,18 @@ def ps(options: Any, node: str, as_json: bool) -> None:
         return
     rows = [
         (one["name"], size(one["size"]), one["state"], str(one["context"] or ""), str(one["busy"]), str(one["queued"]),
-         "stays" if one["expires_s"] is None else f"{one['expires_s'] / 60:.0f}m", one["why"])
+         "stays" if one["expires_s"] is None else f"{one['expires_s'] / 60:.0f}m", one["why"] or _layers(one["shares"]))
         for one in told
     ]  # fmt: skip
     if rows:
         columns(console(), ("NAME", "SIZE", "STATE", "CONTEXT", "BUSY", "QUEUED", "UNTIL", "WHY"), rows)
     else:
         click.echo("No model is loaded. One of the store is loaded when it is first asked for.")
+
+
+def _layers(shares: list[str]) -> str:
+    """Of a split model, who holds how many."""
+    return f"layers: {', '.join(shares)}" if shares else ""
 
 
 @click.command()
@@ -212,9 +217,39 @@ def _changer(what: str, says: str, done: Callable[[dict[str, Any]], str]) -> Cal
     return change
 
 
-load = click.command(name="load")(
-    _changer("load", "Load a model now, instead of at its first request.", lambda told: f"is {told['model']['state']}")
-)
+@click.command()
+@click.argument("model")
+@click.option("--split", is_flag=True, help="Divide it over several boards: for a model that fits none.")
+@click.option("--yes", is_flag=True, help="Split it without asking first.")
+@on_node
+@click.pass_obj
+def load(options: Any, model: str, split: bool, yes: bool, node: str) -> None:
+    """Load a model now, instead of at its first request."""
+    if split:
+        _show_plan(asyncio.run(_one(options.target, {"what": "plan", "name": model, "node": node}))["plan"])
+        if not yes:
+            click.confirm("Load it so?", abort=True)
+    what = "split" if split else "load"
+    told = asyncio.run(_one(options.target, {"what": what, "name": model, "node": node}))
+    click.echo(f"{clean(model)} is {clean(told['model']['state'])}.")
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    rows = [
+        (one["name"], str(one["layers"]), size(one["bytes"]), f"{1000 * one['seconds']:.0f} ms")
+        for one in plan["shares"]
+    ]
+    columns(console(), ("NODE", "LAYERS", "MEMORY", "A TOKEN"), rows)
+    click.echo(
+        f"Predicted: {plan['tokens_s']:g} tokens/s, loaded in {plan['load_s']:.0f} s. Layers run one after the other,"
+        " so it is no faster than one board would be; if any of these boards goes, the model is unloaded."
+    )
+    if plan["guessed"]:
+        click.echo(f"Memory of {clean(', '.join(plan['guessed']))} was not measured yet: taken for a Pi 4's.")
+    for one in plan["left_out"]:
+        click.echo(f"Left out: {clean(one)}.")
+
+
 unload = click.command(name="unload")(
     _changer(
         "unload", "Free a model's memory. Requests that run on it go to other nodes.",

@@ -57,6 +57,11 @@ class Need:
     def total(self) -> int:
         return self.weights + self.kv + self.compute + self.swap
 
+    def without(self, apart: int) -> Need:
+        """Where so many bytes of weights and KV memory are on other boards."""
+        weights = min(self.weights, apart)
+        return Need(self.weights - weights, max(0, self.kv - (apart - weights)), self.compute, self.swap)
+
 
 @dataclass(frozen=True, slots=True)
 class Room:

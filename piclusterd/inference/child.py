@@ -9,13 +9,15 @@ It owns the socket and pairs answers with callers by id. How the process comes t
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from ..errors import PiclusterError, Unavailable, UserError
 from ..wire import Dropped
 from .faults import raised
-from .models import ModelSpec
+from .models import ModelSpec, Parts
 from .process import EXIT_GRACE_S, Activated, Process, Spawned
 from .protocol import (
     FRAME_BYTES_MAX,
@@ -64,6 +66,7 @@ class Child:
         self._listening: asyncio.Task[None] | None = None
         self._hang_s = HANG_S
         self._silence: asyncio.Timeout | None = None
+        self._doom = ""
 
     @classmethod
     async def start(
@@ -101,14 +104,18 @@ class Child:
                     return cls(spec.name, Activated(), *await asyncio.open_unix_connection(worker_socket))
                 except FileNotFoundError:
                     pass  # its unit is not installed, or not started
-            return cls(spec.name, *await Spawned.start())
+            return cls(spec.name, *await Spawned.start(alone=spec.parts is not None))
         except OSError as fault:
             raise ChildDied(f"no process for {spec.name} can be started", f"{fault}.") from None
 
     async def _load(self, spec: ModelSpec, others: int, measure: bool) -> Ready:
         asked = (spec.context, spec.slots, spec.threads, spec.batch_threads, others, spec.kind, spec.task, measure)
         adapter = str(spec.adapter) if spec.adapter is not None else ""
-        self._send(Load(str(spec.path), *asked, adapter, spec.scale, max(0, spec.drafts)))
+        load = Load(str(spec.path), *asked, adapter, spec.scale, max(0, spec.drafts), spec.shares, spec.apart)
+        if spec.parts is None:
+            self._send(load)
+        else:
+            await self._send_with(load, spec.parts)
         try:
             first = await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -117,6 +124,21 @@ class Child:
             raise LoadFault(f"{self._name} cannot be loaded", first.why)
         assert isinstance(first, Ready), "a child answers Load first"
         return first
+
+    async def _send_with(self, load: Load, parts: Parts) -> None:
+        """The first frame, together with the sockets that lead to the parts."""
+        try:
+            sockets = await parts.open()
+        except PiclusterError as fault:
+            raise LoadFault(f"{self._name} cannot be split", str(fault)) from None
+        try:
+            with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as ours:
+                socket.send_fds(ours, [framed(load)], [each.fileno() for each in sockets])
+        except ConnectionError:
+            pass  # `_receive` finds out why
+        finally:
+            for each in sockets:
+                each.close()
 
     @property
     def pid(self) -> int | None:
@@ -275,6 +297,8 @@ class Child:
             why = await self._epitaph()
         self._silence = None
         self._dead = ChildDied(f"the process of {self._name} died", why, "It is being started again.")
+        if self._doom:
+            self._dead = ChildDied(f"{self._name} has lost a part", self._doom)
         for call in self._calls.values():
             call.put_nowait(self._dead)
 
@@ -286,6 +310,10 @@ class Child:
     async def _end(self, grace_s: float) -> None:
         self._writer.close()
         await self._process.end(grace_s)
+
+    def doom(self, why: str) -> None:
+        """It cannot go on without what it lost: however it ends now, this is why."""
+        self._doom = self._doom or why
 
     async def close(self, grace_s: float = EXIT_GRACE_S) -> None:
         """End the child and wait until it is gone; running calls get `ChildDied`."""

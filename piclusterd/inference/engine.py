@@ -43,7 +43,7 @@ class Engine:
     """One model and its context. Raises `UserError` where the file cannot be loaded."""
 
     def __init__(self, load: Load) -> None:
-        self._weights = Weights(load.path)
+        self._weights = Weights(load.path, load.shares)
         self._adapted = bool(load.adapter)  # vectors are the plain model's to make
         self._places = load.slots
         self._drafts = load.drafts

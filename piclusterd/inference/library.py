@@ -66,6 +66,8 @@ class Loaded(msgspec.Struct, frozen=True):
     expires_s: float | None
     sha256: str = ""
     aliases: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+    """Of a split model: who holds how many of its layers."""
 
 
 class _Pull:
@@ -150,8 +152,13 @@ class Library:
             ModelFacts(name=name, embeddings=True, load_s=self.loads.load_s(one.size), tools=one.tools)
             for one in self.store.entries.values()
             for name in (one.name, *one.aliases)
-            if self._pool.served(name) is None or self.loads.loading(one.name)
+            if self._loadable(name) or self.loads.loading(one.name)
         )[:TOLD_MAX]
+
+    def _loadable(self, name: str) -> bool:
+        """Also one that has lost a part: who asks for it is told so."""
+        served = self._pool.served(name)
+        return served is None or (served.state == "failed" and bool(served.spec.shares))
 
     def _entry(self, manifest: Manifest) -> Entry:
         served = self._pool.served(manifest.name)
@@ -165,6 +172,7 @@ class Library:
             name, served.state, served.why, served.spec.size, served.ready.context if served.ready else 0,
             served.busy, served.queued, None if expires == float("inf") else expires,
             manifest.sha256 if manifest else "", served.spec.aliases,
+            served.spec.parts.told() if served.spec.parts is not None else (),
         )  # fmt: skip
 
     # fetching --------------------------------------------------------------------------------------------------------
@@ -306,6 +314,11 @@ class Library:
         found = self.store.find(name)
         await self.loads.load(found.name if found else name, keep_alive_s)
         return self._loaded(found.name if found else name)
+
+    async def load_split(self, spec: ModelSpec) -> Loaded:
+        """As `load`, with layers on other boards (`splits`)."""
+        await self.loads.load_split(spec)
+        return self._loaded(spec.name)
 
     async def unload(self, name: str) -> bool:
         """Out of memory. False: it is not loaded. Raises `UserError` where the configuration wants it served."""

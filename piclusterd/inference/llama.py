@@ -69,10 +69,13 @@ class KvFull(PiclusterError):
 class Weights:
     """The model in the file at `path`, memory-mapped. Raises `UserError` where llama.cpp refuses it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, shares: tuple[int, ...] = ()) -> None:
+        """`shares`: the last layers are on the devices that `rpc` registered, so many on each."""
         params = lib.llama_model_default_params()
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP
         params.n_gpu_layers = 0
+        if shares:
+            self._placed = _place(params, shares)
         self.model = lib.llama_model_load_from_file(path.encode(), params)
         if not self.model:
             raise UserError(f"llama.cpp cannot load {path}", " ".join(last_errors))
@@ -182,6 +185,27 @@ class Weights:
     def ends(self, token: int) -> bool:
         """Whether `token` ends the answer."""
         return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+
+class _Placement(ctypes.Structure):
+    """llama_model_tensor_buft_override, which the binding lacks; a list of them ends with zeros."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+def _place(params: Any, shares: tuple[int, ...]) -> tuple[Any, ...]:
+    """Set what goes where; what is returned must live as long as `params`.
+
+    llama.cpp takes the output for one more layer, of the last device: it would send all logits back for each token. It
+    stays here, as the embeddings do, so that only a token's activations travel.
+    """
+    split = (ctypes.c_float * lib.llama_max_devices())(*shares[:-1], shares[-1] + 1)
+    here = lib.llama_cpp._lib.ggml_backend_cpu_buffer_type
+    here.restype = ctypes.c_void_p
+    kept = (_Placement * 2)(_Placement(b"^(output|token_embd)", here()))
+    params.n_gpu_layers = sum(shares) + 1
+    params.tensor_split, params.tensor_buft_overrides = split, ctypes.addressof(kept)
+    return split, kept
 
 
 class Context:

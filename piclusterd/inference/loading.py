@@ -20,7 +20,7 @@ from typing import Protocol
 
 import psutil
 
-from ..errors import Overloaded, PiclusterError, Unavailable
+from ..errors import Overloaded, PiclusterError, Unavailable, UserError
 from .budget import Room, Shape, need, refusal, sequences
 from .eviction import Resident, evictions, idle
 from .gguf import read_shape
@@ -168,24 +168,40 @@ class Loads:
             shape = await asyncio.to_thread(read_shape, spec.path)
             asked = need(shape, spec.size, spec.context, sequences(spec.slots))
             await self._make_room(spec, shape)
-            self._loaded[name] = _Loaded(asked.total, self._keep_alive_s)
-            began = time.monotonic()
-            state = await self._pool.add(spec).settled()
-            if self._shelf.stamp(name) != before:
-                await self.unload(name)
-                raise Unavailable(f"the file of {name} was exchanged while it was loaded", "", "Pull it again.")
-            if state != "ready":
-                served = self._pool.served(name)
-                raise Unavailable(f"{name} cannot be loaded", served.why if served else "It was unloaded meanwhile.")
-            took = time.monotonic() - began
+            took = await self._add(spec, asked.total, before, self._keep_alive_s)
             if spec.size >= MEASURED_BYTES:
                 self._bytes_s = spec.size / max(took - START_S, 0.1)
-            log.info("model %s is loaded: %d MiB in %.1f s", name, asked.total // 2**20, took)
+
+    async def _add(self, spec: ModelSpec, taken: int, before: Stamp, keep_alive_s: float) -> float:
+        """Seconds it took; `before`: how its file looked when it was verified."""
+        name = spec.name
+        self._loaded[name] = _Loaded(taken, keep_alive_s)
+        began = time.monotonic()
+        state = await self._pool.add(spec).settled()
+        if self._shelf.stamp(name) != before:
+            await self.unload(name)
+            raise Unavailable(f"the file of {name} was exchanged while it was loaded", "", "Pull it again.")
+        if state != "ready":
+            served = self._pool.served(name)
+            raise Unavailable(f"{name} cannot be loaded", served.why if served else "It was unloaded meanwhile.")
+        took = time.monotonic() - began
+        log.info("model %s is loaded: %d MiB in %.1f s", name, taken // 2**20, took)
+        return took
+
+    async def load_split(self, spec: ModelSpec) -> None:
+        """Have `spec`, whose layers are partly elsewhere, in memory until it is unloaded. Raises as `load` does."""
+        async with self._turn:
+            served = self._pool.served(spec.name)
+            if served is not None and (served.state != "failed" or not await self.unload(spec.name)):
+                raise UserError(f"{spec.name} is loaded already", "", f"First: picluster unload {spec.name}")
+            shape = await asyncio.to_thread(read_shape, spec.path)
+            asked = need(shape, spec.size, spec.context, sequences(spec.slots))
+            await self._add(spec, asked.total - spec.apart, await self._shelf.verified(spec.name), FOREVER_S)
 
     async def _make_room(self, spec: ModelSpec, shape: Shape) -> None:
         asked = need(shape, spec.size, spec.context, sequences(spec.slots))
         residents = self.residents()
-        chosen = evictions(asked.total, self._room().free, residents)
+        chosen = evictions(asked.total, self.room().free, residents)
         if chosen is None:
             raise self._refused(spec, shape, residents)
         for name in chosen:
@@ -193,7 +209,7 @@ class Loads:
             await self.unload(name)
 
     def _refused(self, spec: ModelSpec, shape: Shape, residents: list[Resident]) -> PiclusterError:
-        asked, room = need(shape, spec.size, spec.context, sequences(spec.slots)), self._room()
+        asked, room = need(shape, spec.size, spec.context, sequences(spec.slots)), self.room()
         why, fix = refusal(shape, asked, room)
         if asked.total <= room.free + sum(one.bytes for one in residents if not one.kept):
             busy = ", ".join(one.name for one in residents if one.busy and not one.kept)
@@ -201,7 +217,7 @@ class Loads:
         instead = self._shelf.instead(spec.name, room.free - (asked.total - asked.weights))
         return Unavailable(f"{spec.name} does not fit this board", why, f"{fix} {instead}".strip(), retry_after_s=60.0)
 
-    def _room(self) -> Room:
+    def room(self) -> Room:
         total, available = self._memory()
         return Room(total, available, self._pool.mapped())
 

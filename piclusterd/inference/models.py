@@ -12,10 +12,12 @@ import asyncio
 import hashlib
 import math
 import os
+import socket
 import struct
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
 from ..config import Model
 from ..errors import UserError
@@ -31,6 +33,16 @@ VERSIONS = (2, 3)
 COUNT_MAX = 1_000_000
 """Tensors or metadata keys. The largest models have some thousands; absurd counts are how parsers were attacked."""
 HASH_CHUNK = 1024 * 1024
+
+
+class Parts(Protocol):
+    """The boards that hold layers of a model."""
+
+    def told(self) -> tuple[str, ...]:
+        """Who holds how many, for people; the head first."""
+
+    async def open(self) -> list[socket.socket]:
+        """One socket to each, anew, for the child. Raises a `PiclusterError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,12 @@ class ModelSpec:
     scale: float = 1.0
     drafts: int = -1
     """Tokens guessed at a time (`drafts`); -1: as the pool does."""
+    shares: tuple[int, ...] = ()
+    """Of a model that is split: how many of its last layers each other board holds."""
+    apart: int = 0
+    """Bytes that they hold; of a part (kind "part"), what it may take."""
+    parts: Parts | None = None
+    """What connects it to them."""
 
 
 def resolve_all(model: Model) -> list[ModelSpec]:
@@ -83,8 +101,7 @@ def resolve(model: Model) -> ModelSpec:
     path = _path_of(model.path)
     kind: Kind = "hf" if model.kind == "hf" or (model.kind == "auto" and path.is_dir()) else "llama"
     size = check_directory(path, model.task).size if kind == "hf" else check_header(path)
-    cores = os.cpu_count() or 1
-    threads = model.threads or max(1, cores // 2)
+    threads, batch_threads = default_threads(model.threads)
     return ModelSpec(
         name=model.name,
         path=path,
@@ -92,12 +109,19 @@ def resolve(model: Model) -> ModelSpec:
         context=model.context,
         slots=model.slots,
         threads=threads,
-        batch_threads=max(threads, cores - 1),  # prompts are bound by arithmetic; one core stays for the daemon
+        batch_threads=batch_threads,
         aliases=model.aliases,
         kind=kind,
         task=model.task,
         drafts=model.drafts,
     )
+
+
+def default_threads(threads: int = 0) -> tuple[int, int]:
+    """For decoding and for prompts, which are bound by arithmetic; one core stays for the daemon."""
+    cores = os.cpu_count() or 1
+    threads = threads or max(1, cores // 2)
+    return threads, max(threads, cores - 1)
 
 
 def _path_of(text: str) -> Path:

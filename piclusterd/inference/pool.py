@@ -111,13 +111,9 @@ class Served:
         while True:
             try:
                 self.child, self.ready = await Child.start(
-                    self.spec,
-                    self._load_timeout_s,
-                    self._worker_socket,
-                    self._hang_s,
-                    self._others(),
+                    self.spec, self._load_timeout_s, self._worker_socket, self._hang_s, self._others(),
                     measure=not self._calibration.bandwidth,
-                )
+                )  # fmt: skip
                 self._calibration.measured_bandwidth(self.ready.bandwidth)
             except LoadFault as fault:
                 self._give_up(str(fault))
@@ -141,6 +137,13 @@ class Served:
             return await child.died()
         finally:
             await child.close()
+
+    def lose(self, why: str) -> None:
+        """A part of it is gone: it ends, and nobody but its owner splits it anew."""
+        if self.child is not None:
+            self.child.doom(why)
+        self._task.cancel()
+        self._give_up(why)
 
     def _give_up(self, why: str) -> None:
         log.error("model %s: %s", self.spec.name, why)
@@ -235,7 +238,7 @@ class Pool:
         A busy child that says nothing for `hang_s` is ended.
         """
         self._hang_s = hang_s
-        self._worker_socket = worker_socket
+        self.worker_socket = worker_socket
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
         self._on_change = on_change
@@ -272,15 +275,9 @@ class Pool:
         assert spec.name not in self._served, f"{spec.name} is served twice"
         spec = replace(spec, drafts=self.drafts) if spec.drafts < 0 else spec
         self._served[spec.name] = served = Served(
-            spec,
-            self._queue_max,
-            self._load_timeout_s,
-            self._on_change,
-            self._worker_socket,
-            self._hang_s,
-            partial(self.mapped, spec.name),
-            self.calibration,
-        )
+            spec, self._queue_max, self._load_timeout_s, self._on_change, self.worker_socket, self._hang_s,
+            partial(self.mapped, spec.name), self.calibration,
+        )  # fmt: skip
         self._aliases |= dict.fromkeys(spec.aliases, spec.name)
         return served
 

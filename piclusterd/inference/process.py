@@ -42,14 +42,15 @@ class Spawned:
         self._process = process
 
     @classmethod
-    async def start(cls) -> tuple[Spawned, asyncio.StreamReader, asyncio.StreamWriter]:
-        """Raises OSError where no process can be had."""
+    async def start(cls, alone: bool = False) -> tuple[Spawned, asyncio.StreamReader, asyncio.StreamWriter]:
+        """`alone`: in a network of its own, if it can. Raises OSError where no process can be had."""
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_connection(sock=ours)
             try:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "piclusterd.inference.worker", "--fd", str(theirs.fileno()),
+                    *(("--alone",) if alone else ()),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
                     env=_environment(),

@@ -53,7 +53,8 @@ Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Bias = tuple[Annotated[int, Meta(ge=0, le=2**31 - 1)], Annotated[float, Meta(ge=-100.0, le=100.0)]]
 
 
-Kind = Literal["llama", "hf"]
+Kind = Literal["llama", "hf", "part"]
+"""Who runs it; "part": layers of a model split over boards."""
 Task = Literal["generate", "embed", "classify", "summarize"]
 """What a model can do; `wire.TASKS`."""
 
@@ -192,6 +193,9 @@ class Load(Frame, frozen=True, tag="load"):
     scale: float = 1.0
     drafts: int = 0
     """Tokens guessed at a time; 0: none."""
+    shares: tuple[int, ...] = ()
+    """Layers on other boards, whose sockets come along; `apart`: bytes there, or, of a part, what it may take."""
+    apart: int = 0
 
 
 class Generate(Frame, frozen=True, tag="generate"):

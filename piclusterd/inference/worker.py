@@ -33,12 +33,15 @@ import psutil
 
 from ..errors import PiclusterError, UserError
 from ..wire import Dropped
+from .alone import check, leave_the_network
+from .bridge import listen, taken
 from .budget import Room, Shape, need, refusal, sequences
 from .faults import failed
 from .gguf import read_shape
 from .hf_files import check_directory
 from .models import check_header
 from .outbox import Outbox
+from .part import begin
 from .protocol import (
     FRAME_BYTES_MAX,
     LENGTH_BYTES,
@@ -55,6 +58,7 @@ from .protocol import (
     Task,
     decode,
 )
+from .rpc import PARTS_MAX, register
 from .states import AnyToChild, Export, FromDock, Import, Look, Part, Take, ToDock
 from .tools import ToolCalls
 
@@ -104,6 +108,8 @@ class Channel:
         self._buffer = bytearray()
         self._outbox = Outbox(sock)
         self.closed = False
+        self.tunnels: list[socket.socket] = []
+        """To the parts of a split model; they come with the first frame."""
 
     def send(self, *frames: Frame) -> None:
         self._outbox.put(*frames)
@@ -118,7 +124,8 @@ class Channel:
             readable, _, _ = select.select([self._socket], [], [], None if wait else 0)
             if not readable:
                 break
-            data = self._socket.recv(READ_BYTES)
+            data, fds, _, _ = socket.recv_fds(self._socket, READ_BYTES, PARTS_MAX)
+            self.tunnels += taken(fds)
             self.closed, wait = not data, False
             self._buffer += data
             if self.closed:
@@ -142,7 +149,10 @@ class Channel:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="piclusterd.inference.worker")
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the pool")
+    parser.add_argument("--alone", action="store_true", help="in a network of its own, for a split model")
     arguments = parser.parse_args(argv)
+    if arguments.alone:
+        leave_the_network()
     _settle_in()
     threading.Thread(target=_leave_with_the_pool, args=(os.dup(arguments.fd),), daemon=True).start()
     with (
@@ -177,7 +187,15 @@ def serve(channel: Channel) -> None:
     if load is None:
         return
     try:
+        if load.kind == "part":
+            channel.send(begin(load, channel.tunnels))
+            while not channel.closed:
+                channel.receive(wait=True)
+            return
         _check_room(load)  # before the import: it takes seconds on a Pi
+        if load.shares:
+            check()
+            register([listen(tunnel) for tunnel in channel.tunnels])
         engine_class = (_hf_class if load.kind == "hf" else _llama_class)()
         bandwidth = _bandwidth(load.threads) if load.measure else 0.0
         engine = engine_class(load)
@@ -209,7 +227,8 @@ def _check_room(load: Load) -> None:
         shape, weights = read_shape(path), check_header(path)
     memory = psutil.virtual_memory()
     asked = need(shape, weights, load.context, sequences(load.slots))
-    why, fix = refusal(shape, asked, Room(memory.total, memory.available, load.others))
+    here = asked.without(load.apart)
+    why, fix = refusal(shape, here, Room(memory.total, memory.available, load.others))
     if why:
         raise UserError("the model does not fit this board's memory", why, fix)
 

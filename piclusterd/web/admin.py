@@ -92,7 +92,20 @@ class ModelWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     what: Literal[
-        "list", "show", "loaded", "propose", "pull", "import", "remove", "pin", "unpin", "alias", "load", "unload"
+        "list",
+        "show",
+        "loaded",
+        "propose",
+        "pull",
+        "import",
+        "remove",
+        "pin",
+        "unpin",
+        "alias",
+        "load",
+        "unload",
+        "plan",
+        "split",
     ]
     name: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     to: Annotated[str, msgspec.Meta(max_length=128)] = ""

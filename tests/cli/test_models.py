@@ -15,12 +15,14 @@ import pytest
 
 from piclusterd.cli.client import Target
 from piclusterd.cli.models import _send as send
+from piclusterd.config import Inference
 from piclusterd.demo.doubles import Fault
 from piclusterd.demo.huggingface_double import CdnDouble, HuggingFaceDouble
 from piclusterd.errors import Refused
 from piclusterd.ids import NodeId
 from piclusterd.inference import catalogue
 from piclusterd.inference.library import Library
+from piclusterd.inference.splits import Splits
 from piclusterd.inference.store import HEADROOM_BYTES
 from piclusterd.stock import MODELS, Stock
 from piclusterd.web import models
@@ -32,6 +34,15 @@ from tests.inference.rig import DEMO
 from tests.web.house import Node, node, serving
 
 from .command import LIMIT_S, Result, environment, picluster
+
+
+def splits_of(library: Library, name: str) -> Splits:
+    """Of a node whose owner wants none."""
+
+    async def nobody(_node: NodeId, _name: str, _body: bytes, _s: float) -> AsyncGenerator[bytes, None]:
+        yield b""
+
+    return Splits(node(1), name, Inference(), library, library._pool, nobody, dict)
 
 
 @dataclass
@@ -62,7 +73,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
         library_of(tmp_path / "one", hub.url) as library,
         library_of(tmp_path / "two", hub.url) as other,
     ):
-        there = Stock(node(2), other, nobody, house.view)
+        there = Stock(node(2), other, nobody, house.view, splits_of(other, "pi-2"))
 
         async def request(asked: NodeId, name: str, body: bytes, _s: float) -> AsyncGenerator[bytes, None]:
             assert (asked, name) == (node(2), MODELS)
@@ -70,7 +81,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
                 yield chunk[:7]  # links cut where they like
                 yield chunk[7:]
 
-        here = Stock(node(1), library, request, house.view, "catalogue")
+        here = Stock(node(1), library, request, house.view, splits_of(library, "pi-1"), "catalogue")
         doors = house.doors(extra_routes=models.routes(here.ask, here.take))
         listener = await serve(make_app(doors), "127.0.0.1", 0, tmp_path / "api.sock")
         yield Home(str(tmp_path / "api.sock"), library, other, hub, cdn, doors, here)

@@ -98,3 +98,10 @@ def test_a_file_that_cannot_be_read_has_no_shape(tmp_path: Path, cut: int) -> No
 
 def test_as_many_beginnings_are_remembered_as_answers_are_under_way() -> None:
     assert sequences(4) == 2 * 4 + FORKS
+
+
+def test_what_is_on_other_boards_is_not_needed_here() -> None:
+    whole = Need(weights=100, kv=40, compute=10, swap=5)
+    assert whole.without(0) == whole
+    assert whole.without(60) == Need(40, 40, 10, 5)
+    assert whole.without(120) == Need(0, 20, 10, 5)

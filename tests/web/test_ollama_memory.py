@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ import ollama
 import pytest
 from aiohttp import web
 
+from piclusterd.config import Inference
 from piclusterd.config import Store as Settings
 from piclusterd.errors import PiclusterError, UserError
 from piclusterd.events import Choice, WhoServes
@@ -20,11 +21,11 @@ from piclusterd.inference.echoes import Echoes
 from piclusterd.inference.library import Library
 from piclusterd.inference.placement import Placement
 from piclusterd.inference.serving import Serving
+from piclusterd.inference.splits import Splits
 from piclusterd.stock import Stock
 from piclusterd.views import MemberView, View
 from piclusterd.web import ollama as api_of_ollama
 from piclusterd.web.ollama_body import seconds
-from piclusterd.web.ollama_schema import Card
 from piclusterd.wire import Facts, Member
 from tests.inference.hub_rig import library_of
 from tests.inference.rig import DEMO
@@ -90,16 +91,14 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 
             pool = libraries[me]._pool
             servings[me] = Serving(me, pool, who, relay, patience_s=0.0, echoes=Echoes(pool, 2**20))
-            stocks[me] = Stock(me, libraries[me], request, view)
+            splits = Splits(me, me, Inference(), libraries[me], pool, request, dict)
+            stocks[me] = Stock(me, libraries[me], request, view, splits)
 
         for node in libraries:
             move_in(node)
 
-        async def cards() -> Sequence[Card]:
-            return [await stocks[ME].card(card) for card in api_of_ollama.cards(await view())]
-
         app = web.Application()
-        app.add_routes(api_of_ollama.routes(servings[ME], cards, stocks[ME].running))
+        app.add_routes(api_of_ollama.routes(servings[ME], stocks[ME].cards, stocks[ME].running))
         runner = web.AppRunner(app, handler_cancellation=True)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
