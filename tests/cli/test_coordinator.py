@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ from .command import picluster
 @pytest.fixture
 def house() -> Node:
     return Node()
-
-
-@pytest.fixture
-async def path(house: Node, tmp_path: Path) -> AsyncIterator[str]:
-    listener = await serve(make_app(house.doors()), "127.0.0.1", 0, tmp_path / "api.sock")
-    yield str(tmp_path / "api.sock")
-    await listener.close()
 
 
 async def test_it_says_who_coordinates_afterwards(path: str) -> None:

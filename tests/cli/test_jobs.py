@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +11,6 @@ from piclusterd.errors import UserError
 from piclusterd.ids import RunId
 from piclusterd.views import RunView
 from piclusterd.web.admin import JobWish
-from piclusterd.web.app import make_app
-from piclusterd.web.listener import serve
 from tests.web.house import HOSTILE, WALL, Node, view
 
 from .command import Result, picluster
@@ -28,13 +24,6 @@ ASKS = RunView(RunId("b" * 32), "deploy", "v1.2", "open", "roll", 1, "", HLC - 2
 @pytest.fixture
 def house() -> Node:
     return Node(replace(view(), runs=(DONE, DEAD, ASKS)))
-
-
-@pytest.fixture
-async def path(house: Node, tmp_path: Path) -> AsyncIterator[str]:
-    listener = await serve(make_app(house.doors()), "127.0.0.1", 0, tmp_path / "api.sock")
-    yield str(tmp_path / "api.sock")
-    await listener.close()
 
 
 async def jobs(path: str, *words: str) -> Result:

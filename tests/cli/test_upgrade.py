@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +10,6 @@ from piclusterd.errors import Unavailable
 from piclusterd.ids import RunId
 from piclusterd.views import RunView
 from piclusterd.web.admin import JobLine, JobShown
-from piclusterd.web.app import make_app
-from piclusterd.web.listener import serve
 from piclusterd.workflows.deploy import OwnersWish
 from tests.web.house import Node, run
 
@@ -52,13 +48,6 @@ class Cluster(Node):
 @pytest.fixture
 def house() -> Cluster:
     return Cluster()
-
-
-@pytest.fixture
-async def path(house: Cluster, tmp_path: Path) -> AsyncIterator[str]:
-    listener = await serve(make_app(house.doors()), "127.0.0.1", 0, tmp_path / "api.sock")
-    yield str(tmp_path / "api.sock")
-    await listener.close()
 
 
 async def test_a_look_says_who_is_behind(path: str) -> None:
