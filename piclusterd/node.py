@@ -155,7 +155,8 @@ class Node:
         ledger = list(setup.ledger)
         fold(self.journal, ledger)
         durable, last_ticket = self.replicate.is_durable, life << TICKET_SHIFT
-        self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable, last_ticket)
+        self.intake = Intake(setup.me, self.journal, setup.workflows, tokens, self._coordinator, durable,
+            self.reconcile.is_closed, last_ticket)  # fmt: skip
         self.schedule = Schedule(self.journal, setup.workflows, setup.agenda, tokens)
         self.placement = Placement(setup.me)
         self.pruning = make_pruning(

@@ -330,12 +330,16 @@ class ForwardHook(Message, frozen=True, tag="forward-hook"):
 
 
 class HookStored(Message, frozen=True, tag="hook-stored"):
-    """The coordinator's answer to `ForwardHook`: durable (`run` is set where a workflow took it up), or why not."""
+    """The coordinator's answer to `ForwardHook`: durable (`run` is set where a workflow took it up), or why not.
+
+    `key`: the webhook's; a node whose boot counter was lost with its vote record gives tickets out once more.
+    """
 
     ticket: int
     stored: bool
     run: RunId | None = None
     why: str = ""
+    key: str = ""
 
 
 PeerMessage = (

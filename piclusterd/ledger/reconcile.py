@@ -100,6 +100,10 @@ class Reconcile:
     def heads(self) -> tuple[Head, ...]:
         return self._heads
 
+    def is_closed(self, log: LogId) -> bool:
+        """Does its origin write another log by now? Then its disk was put back, and this one may have branches."""
+        return any(held.origin == log.origin and held.epoch > log.epoch for held in self.held)
+
     @property
     def waiting(self) -> int:
         """Peers whose answer to a Want is awaited."""

@@ -216,12 +216,12 @@ class Disk:
         return outcomes if now == before else [*outcomes, Damaged(now)]
 
     def _on_rows(self, facts: tuple[Fact, ...]) -> Iterable[Fact]:
-        """Without those that a checkpoint carries on: they come from its payload."""
+        """Without those that a checkpoint carries on: they come from its payload. Two branches have one number each."""
         if not any(fact.kind == CHECKPOINT for fact in facts):
             return facts
         logs = rows.logs(self.conn)
         begins = {log: rows.begins(self.conn, row) for log, row in logs.items()}
-        return {(fact.log, fact.seq): fact for fact in facts if fact.seq >= begins[fact.log]}.values()
+        return {(fact.log, fact.seq, fact.hlc): fact for fact in facts if fact.seq >= begins[fact.log]}.values()
 
     def open_epoch(self) -> tuple[tuple[Entry, ...], tuple[Fact, ...]]:
         self.log = store.open_log(self.conn, self.key, self.name, next(self._epochs), YEAR_2026_MS)

@@ -48,13 +48,12 @@ from ..events import (
     Stopped,
     Store,
 )
-from ..ids import NodeId, Term
+from ..ids import Term
 from ..ledger import store
 from ..wire import (
     BATCH_BYTES_MAX,
     BATCH_ENTRIES_MAX,
     Dropped,
-    ForwardHook,
     Hook,
     HookStored,
     PeerMessage,
@@ -84,8 +83,6 @@ class SimHands:
         self._tickets = itertools.count(1)
         self._sent: list[Hook] = []
         self._again = Random(world.plan.seed)
-        self._forwards: dict[tuple[NodeId, int], str] = {}
-        """Of every webhook that a node passed on: who, its ticket → the webhook's key."""
         self.answers: dict[int, object] = {}
         """Ticket → value, of questions asked with `ask`."""
 
@@ -122,8 +119,8 @@ class SimHands:
     # network -------------------------------------------------------------------------------------------------
     def _send(self, sender: Actor, send: Send) -> None:
         world, me = self._world, sender.disk.node
-        if isinstance(send.message, HookStored | ForwardHook):
-            self._forwarded(sender, send.to, send.message)
+        if isinstance(send.message, HookStored) and send.message.stored:
+            self._promised(sender, send.message.key)  # whether or not it arrives
         to = world.by_id[send.to]
         if to.disk.node != send.to or not world.links.linked(sender, to):
             return
@@ -133,13 +130,6 @@ class SimHands:
                 world.deliver_in(delay, to, Received(me, message))
         if world.vote_crash and isinstance(message, Vote) and message.granted and not message.pre:
             self._maybe_cut_power(sender)
-
-    def _forwarded(self, sender: Actor, to: NodeId, message: ForwardHook | HookStored) -> None:
-        """A coordinator's word to a peer is a promise, whether or not it arrives."""
-        if isinstance(message, ForwardHook):
-            self._forwards[sender.disk.node, message.ticket] = message.hook.key
-        elif message.stored:
-            self._promised(sender, self._forwards[to, message.ticket])
 
     def _promised(self, actor: Actor, hook_key: str) -> None:
         assert actor.node is not None

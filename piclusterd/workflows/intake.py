@@ -2,7 +2,9 @@
 
 Owns the callers that wait for an event to be durable. Only the active coordinator appends; any other node forwards to
 it, one hop. It answers "taken" only when W voters hold the entry, and an event that is already in the ledger is not
-appended again: its sender waits for W copies of the entry that stands.
+appended again: its sender waits for W copies of the entry that stands. Where that cannot be told, as it stands in a
+closed log only (one whose disk was put back, whose branches heads do not tell apart), it is appended once more. An answer to a forwarded event names it, so one
+to an earlier life's ticket is never taken for another event's.
 
     hub, /hooks ──HookArrived──▶ coordinator ──Append(hook)──▶ Appended … Durable ──▶ Answer(HookTaken)
                     other node ──ForwardHook──▶ coordinator … ──HookStored──▶ Answer
@@ -46,10 +48,11 @@ RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who waits: a local ticket, or a peer's."""
+    """Who waits: a local ticket, or a peer's. `key`: what for."""
 
     peer: NodeId | None
     ticket: Ticket
+    key: str
 
 
 @dataclass(slots=True)
@@ -68,9 +71,11 @@ class Intake:
         tokens: Iterator[Token],
         coordinator: Callable[[], tuple[NodeId | None, Term, bool]],
         is_durable: Callable[[LogId, int], bool],
+        is_closed: Callable[[LogId], bool],
         last_forward: Ticket = 0,
     ) -> None:
         """`coordinator()` → (who leads, term, are we it and active). `is_durable(log, seq)` → W copies known.
+        `is_closed(log)`: its origin writes another one now, so it may have branches, and heads tell of the longest only.
 
         `last_forward`: higher than any ticket of this node's earlier lives, whose answers may still be under way.
         """
@@ -80,6 +85,7 @@ class Intake:
         self._tokens = tokens
         self._coordinator = coordinator
         self._is_durable = is_durable
+        self._is_closed = is_closed
         self._appending: dict[Token, tuple[str, list[Caller]]] = {}
         self._by_key: dict[str, Token] = {}
         self._confirming: list[tuple[str, Caller]] = []
@@ -97,7 +103,7 @@ class Intake:
     def handle(self, event: Event, now: float) -> list[Output]:
         match event:
             case HookArrived(ticket, hook):
-                return self._take(hook, Caller(None, ticket), now)
+                return self._take(hook, Caller(None, ticket, hook.key), now)
             case Received(sender, message):
                 return self._receive(sender, message, now)
             case AppendFailed(token, why) if token in self._appending:
@@ -112,7 +118,7 @@ class Intake:
     def _receive(self, sender: NodeId, message: PeerMessage, now: float) -> list[Output]:
         match message:
             case ForwardHook(ticket, hook):
-                return self._take(hook, Caller(sender, ticket), now)
+                return self._take(hook, Caller(sender, ticket, hook.key), now)
             case HookStored():
                 return self._on_stored(sender, message)
             case _:
@@ -139,7 +145,7 @@ class Intake:
         if hook.key in self._by_key:
             self._appending[self._by_key[hook.key]][1].append(caller)
             return []
-        if self._journal.known(hook.key) is not None:
+        if self._places(hook.key):
             self._confirming.append((hook.key, caller))
             return self._confirm()
         name, title = wanted_by(self._workflows, hook)
@@ -153,12 +159,25 @@ class Intake:
         out: list[Output] = []
         waiting, self._confirming = self._confirming, []
         for key, caller in waiting:
-            entry = self._journal.known(key)
-            if entry is None or self._is_durable(*entry.rank[1:]):  # None: ended, and forgotten while its sender waited
+            ended, places = self._journal.known(key) is None, self._places(key)  # ended, and forgotten meanwhile
+            if ended or any(self._is_durable(*place) for place in places):
                 out += self._taken(caller, key, duplicate=True)
+            elif not places:
+                out += self._tell(
+                    caller, _no_coordinator()
+                )  # its log was closed meanwhile: appended when it comes again
             else:
                 self._confirming.append((key, caller))
         return out
+
+    def _places(self, key: str) -> list[tuple[LogId, int]]:
+        """Where the event stands so that its copies can be counted by heads: all of them, not in a closed log."""
+        entry = self._journal.known(key)
+        if entry is None:
+            return []
+        if not entry.copies:
+            return [entry.rank[1:]]  # let go by that checkpoint
+        return [copy.rank[1:] for copy in entry.copies if not self._is_closed(copy.rank[1])]
 
     # forwarding ----------------------------------------------------------------------------------------------
     def _forward(self, hook: Hook, caller: Caller, leader: NodeId | None, now: float) -> list[Output]:
@@ -170,8 +189,8 @@ class Intake:
 
     def _on_stored(self, sender: NodeId, stored: HookStored) -> list[Output]:
         forwarded = self._forwarded.get(stored.ticket)
-        if forwarded is None or forwarded.to != sender:
-            return []
+        if forwarded is None or forwarded.to != sender or stored.key not in ("", forwarded.caller.key):
+            return []  # "": of an older release
         del self._forwarded[stored.ticket]
         if stored.stored:
             return self._tell(forwarded.caller, HookTaken(stored.run, duplicate=False))
@@ -194,8 +213,8 @@ class Intake:
         if caller.peer is None:
             return [Answer(caller.ticket, value)]
         if isinstance(value, HookTaken):
-            return [Send(caller.peer, HookStored(caller.ticket, True, value.run))]
-        return [Send(caller.peer, HookStored(caller.ticket, False, why=str(value)))]
+            return [Send(caller.peer, HookStored(caller.ticket, True, value.run, key=caller.key))]
+        return [Send(caller.peer, HookStored(caller.ticket, False, why=str(value), key=caller.key))]
 
     def _refuse(self, token: Token, why: PiclusterError) -> list[Output]:
         key, callers = self._appending.pop(token)

@@ -40,9 +40,11 @@ class Desk:
         self.journal = Journal()
         self.ledger = Ledger()
         self.w_copies = True
+        self.closed: set[LogId] = set()
         self.machine = Intake(
-            ME, self.journal, {"three": ThreeSteps()}, itertools.count(1), lambda: self.coordinator, self._is_durable
-        )
+            ME, self.journal, {"three": ThreeSteps()}, itertools.count(1), lambda: self.coordinator, self._is_durable,
+            lambda log: log in self.closed,
+        )  # fmt: skip
 
     def _is_durable(self, log: LogId, seq: int) -> bool:
         return self.w_copies
@@ -97,7 +99,7 @@ def test_a_repeat_on_the_way_to_the_disk_waits_for_the_first() -> None:
     assert desk.lands(append) == [
         Answer(1, taken),
         Answer(2, taken),
-        Send(PEER, HookStored(9, True, run_of("k"))),
+        Send(PEER, HookStored(9, True, run_of("k"), key="k")),
     ]
 
 
@@ -117,6 +119,28 @@ def test_a_repeat_of_what_is_on_too_few_ledgers_waits_for_w_copies() -> None:
     desk.w_copies = True
     assert desk.machine.handle(Stored(6, (), ()), 0.0) == [Answer(1, HookTaken(run_of("k"), duplicate=True))]
     assert desk.machine.handle(Stored(7, (), ()), 0.0) == []
+
+
+def test_what_stands_in_a_closed_log_only_is_appended_once_more() -> None:
+    """Heads tell of its longest branch: whether others hold the one that it stands in cannot be counted."""
+    desk = Desk()
+    desk.stands()
+    desk.closed.add(LOG)
+    append = the_append(desk.arrives(1))
+    assert desk.arrives(2) == [], "the first one is on its way"
+    desk.closed.clear()
+    desk.lands(append)
+    assert desk.arrives(3) == [Answer(3, HookTaken(run_of("k"), duplicate=True))]
+
+
+def test_a_repeat_whose_log_is_closed_while_it_waits_is_to_come_again() -> None:
+    desk = Desk()
+    desk.stands()
+    desk.w_copies = False
+    assert desk.arrives(1) == []
+    desk.closed.add(LOG)
+    assert isinstance(refusals(desk.machine.handle(Stored(5, (), ()), 0.0))[1], Unavailable)
+    assert desk.machine.waiting == 0
 
 
 def test_a_failed_append_is_our_fault_and_can_be_tried_again() -> None:
@@ -187,6 +211,14 @@ def test_only_the_node_it_was_forwarded_to_can_call_it_taken() -> None:
     assert desk.machine.handle(Received(PEER, HookStored(1, True, run_of("k"))), 1.0) != []
 
 
+def test_an_answer_to_an_earlier_life_s_ticket_is_not_taken_for_another_event_s() -> None:
+    desk = Desk(leader=PEER, active=False)
+    desk.arrives(1)
+    assert desk.machine.handle(Received(PEER, HookStored(1, True, run_of("j"), key="j")), 1.0) == []
+    assert desk.machine.handle(Received(PEER, HookStored(1, False, why="full", key="j")), 1.0) == []
+    assert desk.machine.handle(Received(PEER, HookStored(1, True, run_of("k"), key="k")), 1.0) != []
+
+
 def test_a_forward_whose_coordinator_is_gone_is_refused_at_once() -> None:
     desk = Desk(leader=PEER, active=False)
     desk.arrives(1)
@@ -197,7 +229,7 @@ def test_a_forward_whose_coordinator_is_gone_is_refused_at_once() -> None:
 def test_a_forwarded_event_is_answered_to_the_peer_that_sent_it() -> None:
     desk = Desk()
     append = the_append(desk.forwarded(9))
-    assert desk.lands(append) == [Send(PEER, HookStored(9, True, run_of("k")))]
+    assert desk.lands(append) == [Send(PEER, HookStored(9, True, run_of("k"), key="k"))]
     (reply,) = desk.machine.handle(AppendFailed(the_append(desk.forwarded(10, "l")).token, "disk full"), 0.0)
     assert isinstance(reply, Send)
     assert isinstance(reply.message, HookStored)
