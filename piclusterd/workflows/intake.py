@@ -3,8 +3,8 @@
 Owns the callers that wait for an event to be durable. Only the active coordinator appends; any other node forwards to
 it, one hop. It answers "taken" only when W voters hold the entry, and an event that is already in the ledger is not
 appended again: its sender waits for W copies of the entry that stands. Where that cannot be told, as it stands in a
-closed log only (one whose disk was put back, whose branches heads do not tell apart), it is appended once more. An answer to a forwarded event names it, so one
-to an earlier life's ticket is never taken for another event's.
+closed log only (one whose disk was put back, whose branches heads do not tell apart), it is appended once more. An
+answer to a forwarded event names it, so one to an earlier life's ticket is never taken for another event's.
 
     hub, /hooks ──HookArrived──▶ coordinator ──Append(hook)──▶ Appended … Durable ──▶ Answer(HookTaken)
                     other node ──ForwardHook──▶ coordinator … ──HookStored──▶ Answer
@@ -75,7 +75,7 @@ class Intake:
         last_forward: Ticket = 0,
     ) -> None:
         """`coordinator()` → (who leads, term, are we it and active). `is_durable(log, seq)` → W copies known.
-        `is_closed(log)`: its origin writes another one now, so it may have branches, and heads tell of the longest only.
+        `is_closed(log)`: its origin writes another one now, so it may have branches, which heads do not tell apart.
 
         `last_forward`: higher than any ticket of this node's earlier lives, whose answers may still be under way.
         """

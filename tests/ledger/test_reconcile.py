@@ -87,7 +87,7 @@ def test_equal_digests_mean_equal_heads(one: dict[LogId, int], two: dict[LogId, 
 
 
 def test_a_log_is_closed_once_its_origin_writes_another() -> None:
-    A, B = NodeId("a" * 16), NodeId("b" * 16)  # noqa: N806
+    A, B = NodeId("a" * 16), NodeId("b" * 16)
     one = Reconcile((Head(A, 1, 7), Head(A, 2, 1), Head(B, 1, 3)), SYNC_S, itertools.count(1))
     assert one.is_closed(LogId(A, 1))
     assert not one.is_closed(LogId(A, 2))
