@@ -328,7 +328,7 @@ async def test_cancelling_the_reader_closes_the_generator_on_the_other_side(pair
 
 async def test_errors_of_the_other_side_arrive_as_themselves(pair: tuple[Node, Node]) -> None:
     a, b = pair
-    with pytest.raises(NotFound, match=r"no such model it is not here\. Pull it\."):
+    with pytest.raises(NotFound, match=r"no such model: it is not here\. Pull it\."):
         await collect(a.links.request(b.id, "absent", b"", 10))
     got: list[bytes] = []
     with pytest.raises(Broken, match="the answer failed"):

@@ -162,7 +162,7 @@ async def test_a_fault_of_the_request_is_not_tried_elsewhere() -> None:
     town = Town()
     async with pool_of([spec()]) as full, pool_of([]) as empty:
         town.move_in(PI_2, full)
-        town.claim(PI_3, ModelFacts(NAME, decode_tps=0.1))
+        town.claim(PI_3, ModelFacts(NAME, decode_tps=0.1, context=spec().context))
         here = town.move_in(PI_1, empty)
         long = msgspec.structs.replace(ASKED, messages=(ChatMessage("user", "word " * 6000),))
         with pytest.raises(UserError, match="tokens") as caught:

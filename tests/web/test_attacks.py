@@ -135,7 +135,9 @@ async def test_c5_the_lists_say_nothing_about_other_sources() -> None:
 # C6
 def test_c6_ten_thousand_at_once_wait_in_a_bounded_queue_and_the_rest_is_told_to_come_again() -> None:
     me, journal, none = NodeId("a" * 16), Journal(), dict[str, Workflow]()
-    intake = Intake(me, journal, none, itertools.count(1), lambda: (me, 1, True), lambda log, seq: False)
+    intake = Intake(
+        me, journal, none, itertools.count(1), lambda: (me, 1, True), lambda log, seq: False, lambda log: False
+    )
     outputs = [
         out for n in range(10_000) for out in intake.handle(HookArrived(n, Hook("linear", f"k{n}", "", b"{}")), 0)
     ]
