@@ -204,7 +204,7 @@ class LinearDouble(Workspace):
                 arguments = ("id", "input", "first", "after") if name != "issueLabels" else ()
                 told = {k: variables[k] for k in arguments if k in variables}
                 if name == "issues":
-                    told["filter"] = {"updatedAt": {"gt": variables["since"]}}
+                    told["filter"] = {"createdAt": {"gte": variables["since"]}}
                 try:
                     found = roots[name](None, **told)
                     data[name] = _plain(found, variables.get("team"))

@@ -100,10 +100,10 @@ class Workspace:
     def _issues_page(
         self, info: Any, filter: Mapping[str, Any], first: int = 50, after: str | None = None, **_: Any
     ) -> dict[str, Any]:
-        """Newest change first; a cursor is the id of the last issue before it."""
-        since = datetime.fromisoformat(filter["updatedAt"]["gt"])
-        found = [issue for issue in self._issues.values() if datetime.fromisoformat(issue.updated_at) > since]
-        found.sort(key=lambda issue: (issue.updated_at, issue.number), reverse=True)
+        """Newest first; a cursor is the id of the last issue before it."""
+        since = datetime.fromisoformat(filter["createdAt"]["gte"])
+        found = [issue for issue in self._issues.values() if datetime.fromisoformat(issue.created_at) >= since]
+        found.sort(key=lambda issue: (issue.created_at, issue.number), reverse=True)
         start = next((n for n, issue in enumerate(found, start=1) if issue.id == after), 0)
         page, more = found[start : start + first], len(found) > start + first
         cursor = page[-1].id if page else None

@@ -2,7 +2,7 @@
 
     CallOut ──perform──▶ issue_context   issue, its labels, the labels it may get            (query)
                          issue_update    look again ─▶ issueUpdate of what is still unset     (query, mutation)
-                         issues_since    a page of what changed, newest first                 (query)
+                         issues_since    a page of what was created, newest first             (query)
                          comment_create  commentCreate ─conflict─▶ is that one ours? ─▶ done  (mutation, query)
                          comment_put     the same ─conflict, other text─▶ commentUpdate       (the same, mutation)
 
@@ -193,10 +193,10 @@ class LinearClient:
         return after if after.get("missing") else {"changed": changed, **_state(after)}
 
     async def issues_since(self, ask: _Since) -> dict[str, Any]:
-        """Issues that changed after `since_ms`: `{issues, created, more, now_ms}`; `more`: cursor of the next page.
+        """Issues that were created at `since_ms` or later: `{issues, more, now_ms}`; `more`: cursor of the next page.
 
-        `issues` have the fields that a webhook of their creation would have and that workflows read; `created` and
-        `now_ms` are milliseconds of Linear's clock.
+        `issues` have the fields that a webhook of their creation would have and that workflows read; both times are
+        milliseconds of Linear's clock.
         """
         since = datetime.fromtimestamp(ask.since_ms / 1000, UTC).isoformat(timespec="milliseconds")
         variables = {"since": since, "first": PAGE_ISSUES, "after": ask.after or None, "labels": PAGE_LABELS}

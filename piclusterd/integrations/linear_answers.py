@@ -12,7 +12,6 @@ from __future__ import annotations
 import email.utils
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -177,10 +176,8 @@ def seen_of(issue: Mapping[str, Any]) -> dict[str, Any]:
 
 def issues_page_of(data: dict[str, Any]) -> dict[str, Any]:
     nodes, page = data["issues"]["nodes"], data["issues"]["pageInfo"]
-    created = [datetime.fromisoformat(node["createdAt"]) for node in nodes]
     return {
         "issues": [_hook_data(node) for node in nodes],
-        "created": [int(at.timestamp() * 1000) for at in created],
         "more": str(page["endCursor"] or "") if page["hasNextPage"] else "",
     }
 

@@ -42,9 +42,9 @@ query CommentGlance($id: String!) {
 }"""
 ISSUES_SINCE = """
 query IssuesSince($since: DateTimeOrDuration!, $first: Int!, $after: String, $labels: Int!) {
-  issues(filter: { updatedAt: { gt: $since } }, orderBy: updatedAt, first: $first, after: $after) {
+  issues(filter: { createdAt: { gte: $since } }, orderBy: createdAt, first: $first, after: $after) {
     nodes {
-      id identifier title priority trashed createdAt
+      id identifier title priority trashed
       state { type }
       creator { id }
       team { id key }

@@ -1,7 +1,7 @@
 """Reconcile: after an outage, ask each service what it sent, and take what never came. Pure.
 
-    linear   page-1 ─▶ take-1 ─▶ page-2 ─▶ take-2 … ─▶ Finish(marks: Linear's own time at page-1)
-             (issues by updatedAt)   events made of issues that were created since
+    linear   page-1 ─▶ page-2 … ─▶ Finish(marks: Linear's own time at page-1)
+             each: events made of issues that were created since; the cursor of the next is all that is remembered
     github   page-1 … ─▶ redeliver-<id> for each event of which no delivery arrived ─▶ Finish(marks)
 
 An event made here carries the key that the webhook of the same creation carries (`signatures.event_key`), so whichever
@@ -15,16 +15,15 @@ kept for 3 days, no automatic retries, a redelivery repeats the GUID.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from .. import ids
 from ..ids import RunId
 from ..wire import Hook
-from .workflow import Call, Finish, Results, Step, Take
+from .workflow import Call, Finish, Results, Step
 
 OPERATIONS = {"linear": "issues_since", "github": "deliveries_since"}
 """Service → what asks it for a page."""
@@ -41,13 +40,20 @@ class _Since(msgspec.Struct, frozen=True):
 class _Page(msgspec.Struct, frozen=True):
     now_ms: int
     more: str = ""
-    issues: tuple[dict[str, Any], ...] = ()
-    created: tuple[Annotated[int, Meta(ge=0)], ...] = ()
-    """When each issue was created, in milliseconds."""
+    taken: int = 0
+    """Events that were found here and had not come."""
     failed: dict[str, int] = {}
     """Event → a delivery of it that did not arrive."""
     arrived: tuple[str, ...] = ()
     """Events of which a delivery did, perhaps told on another page."""
+
+
+class _Issues(msgspec.Struct, frozen=True):
+    """A page of Linear's as it comes."""
+
+    now_ms: int
+    more: str
+    issues: tuple[dict[str, Any], ...]
 
 
 class Reconcile:
@@ -64,26 +70,25 @@ class Reconcile:
     def next(self, run: RunId, hook: Hook, results: Results) -> Step:
         try:
             since = msgspec.json.decode(hook.body, type=_Since)
-            pages = [msgspec.convert(results[f"page-{n}"], _Page) for n in _numbers("page", results)]
+            pages = [msgspec.convert(results[f"page-{n}"], _Page) for n in _numbers(results)]
         except (msgspec.DecodeError, KeyError) as fault:
             return Finish("failed", f"not what a reconciliation is made of: {fault}")
         if not pages:
             return self._page(run, hook.event, since, 1, "")
-        taken = f"take-{len(pages)}"
-        if hook.event == "linear" and taken not in results:
-            return Take(taken, tuple(_creations(pages[-1], since)))
         if pages[-1].more and len(pages) >= PAGES_MAX:
             return Finish("failed", f"more than {PAGES_MAX} pages changed at {hook.event}; look there by hand")
         if pages[-1].more:
             return self._page(run, hook.event, since, len(pages) + 1, pages[-1].more)
         if hook.event == "github":
             return self._redeliver(run, pages, results)
-        found = sum(int(results[f"take-{n}"]["taken"]) for n in _numbers("take", results))
+        found = sum(page.taken for page in pages)
         return Finish("done", f"{found} events had not come", marks={hook.event: pages[0].now_ms})
 
     def _page(self, run: RunId, service: str, since: _Since, number: int, after: str) -> Call:
         arguments = {"since_ms": since.since_ms, "after": after}
-        return Call(f"page-{number}", service, OPERATIONS[service], arguments, ids.uuid4_of(run, str(number)))
+        key = ids.uuid4_of(run, str(number))
+        found = _creations if service == "linear" else None
+        return Call(f"page-{number}", service, OPERATIONS[service], arguments, key, found=found)
 
     def _redeliver(self, run: RunId, pages: list[_Page], results: Results) -> Step:
         arrived = {event for page in pages for event in page.arrived}
@@ -98,17 +103,20 @@ class Reconcile:
         return Finish("done", f"{len(lost)} deliveries asked for again", marks={"github": pages[0].now_ms})
 
 
-def _numbers(name: str, results: Results) -> Iterator[int]:
-    """1, 2, … as long as there is a result of that number."""
+def _numbers(results: Results) -> Iterator[int]:
+    """1, 2, … as long as there is a page of that number."""
     number = 1
-    while f"{name}-{number}" in results:
+    while f"page-{number}" in results:
         yield number
         number += 1
 
 
-def _creations(page: _Page, since: _Since) -> Iterator[Hook]:
-    """The events that Linear sent, or should have, of issues that were created since."""
-    for issue, created in zip(page.issues, page.created, strict=True):
-        if created >= since.since_ms:
-            event = {"action": "create", "type": "Issue", "data": issue, "reconciled": True}
-            yield Hook("linear", f"linear:create:Issue:{issue['id']}", "Issue", json.dumps(event).encode())
+def _creations(answer: Mapping[str, Any]) -> tuple[list[Hook], Mapping[str, Any]]:
+    """The events that Linear sent, or should have, of the issues of this page."""
+    page = msgspec.convert(answer, _Issues)
+    return [_creation(issue) for issue in page.issues], {"now_ms": page.now_ms, "more": page.more}
+
+
+def _creation(issue: Mapping[str, Any]) -> Hook:
+    event = {"action": "create", "type": "Issue", "data": issue, "reconciled": True}
+    return Hook("linear", f"linear:create:Issue:{issue.get('id')}", "Issue", json.dumps(event).encode())

@@ -6,7 +6,7 @@ has a key) or a result (go on).
 
     next() ─▶ Append(intent) ─Durable─▶ Ask | CallOut ─StepFinished─▶ Append(result) ─Durable─▶ next() … Append(done)
                                              │ error: wait (full jitter, Retry-After) and act again; then give up
-              Approve: a person's answer, or the end of its time, is the result      Take: events and result at once
+              Approve: a person's answer, or the end of its time, is the result     events found: one append with it
               optional steps that cannot be had: their result says why, and the run goes on
               urgent Finish: once the relay outside holds the run's entries
 
@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
+
+import msgspec
 
 from ..errors import NotFound, PiclusterError, Unavailable, UserError
 from ..events import (
@@ -52,7 +54,7 @@ from .breaker import Breaker
 from .flight import ASIDE, Flight, Patience, Phase
 from .journal import Journal, Run, hook_record, view_of
 from .workflow import TIMEOUT_SAYS as TIMEOUT_SAYS
-from .workflow import Approve, AskModel, Call, Finish, Take, Workflow, wanted_by
+from .workflow import Approve, AskModel, Call, Finish, Workflow, sifted, wanted_by
 
 ACTIVE_MAX = 8
 """Runs worked on side by side; a Pi's model answers few at a time, the rest wait in order."""
@@ -183,13 +185,6 @@ class Runs:
         match step:
             case Finish():
                 return self._finish(flight, step, now)
-            case Take(name, hooks):
-                flight.step = None
-                known = self._journal.known
-                new = [h for h in {h.key: h for h in hooks}.values() if known(h.key) is None]
-                assert self._term is not None
-                found = [hook_record(h, *wanted_by(self._workflows, h), self._term) for h in new]
-                return self._record(flight, "result", "run.result", {"step": name, "value": {"taken": len(new)}}, found)
             case Approve(name, question):
                 flight.step = step
                 asked = name in run.intents  # by an earlier coordinator, perhaps
@@ -284,8 +279,7 @@ class Runs:
             self._judge(self._breakers[flight.step.service], outcome, now)
         moved = RunMoved(flight.run, run.workflow, flight.step.name, outcome.error or "ok")
         if outcome.value is not None:
-            body = {"step": flight.step.name, "value": dict(outcome.value)}
-            return [moved, *self._record(flight, "result", "run.result", body)]
+            return [moved, *self._returned(flight, flight.step, outcome.value, now)]
         if not outcome.retryable or (tried and flight.attempt >= self._tries_of(flight.step)):
             if flight.step.optional:
                 return [moved, *self._without(flight, outcome.error or "")]
@@ -294,6 +288,16 @@ class Runs:
         waits = self._wait(flight, outcome.retry_after_s, now)
         flight.attempt += tried
         return [moved, *waits]
+
+    def _returned(self, flight: Flight, step: AskModel | Call, value: Mapping[str, Any], now: float) -> list[Output]:
+        """The step's result, behind the events that it found."""
+        assert self._term is not None
+        try:
+            new, kept = sifted(step, value, self._journal.known)
+        except msgspec.ValidationError as fault:
+            return self._finish(flight, Finish("failed", f"{step.name}: no answer to it: {fault}"), now)
+        found = [hook_record(hook, *wanted_by(self._workflows, hook), self._term) for hook in new]
+        return self._record(flight, "result", "run.result", {"step": step.name, "value": dict(kept)}, found)
 
     def _tries_of(self, step: AskModel | Call) -> int:
         most = self._patience.attempts_max

@@ -5,12 +5,13 @@ again after every result, on whichever node coordinates by then, and must give t
 
     hook ──▶ wants? ──▶ next({}) ──▶ AskModel("classify") ──▶ next({"classify": …}) ──▶ Call("update", …) … ──▶ Finish
 
-Besides a model and a service, a step may ask a person (`Approve`) or bring in events that never came (`Take`).
+Besides a model and a service, a step may ask a person (`Approve`). What a service told of may be events that never came
+(`Call.found`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -54,6 +55,10 @@ class Call:
 
     `optional`: as of `AskModel`. `patient`: a failure that may pass is never one too many; the service itself says when
     it is too late.
+
+    `found`: what the answer tells of, and what the run remembers of it instead of the whole (results stay in the
+    ledger). Events that are not in the ledger yet are taken as if they had come, in one append with the result, which
+    says how many: `{"taken": int}`. Raises `msgspec.ValidationError` where the answer is none.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Call:
     key: str
     optional: bool = False
     patient: bool = False
+    found: Callable[[Mapping[str, Any]], tuple[Sequence[Hook], Mapping[str, Any]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +82,6 @@ class Approve:
     name: str
     question: str
     within_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """Events that a look at the service found: those that are not in the ledger yet are taken as if they had come.
-
-    The result is `{"taken": int}`. Events and result are one append: both are there, or none.
-    """
-
-    name: str
-    hooks: tuple[Hook, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +99,7 @@ class Finish:
     case: Mapping[str, Any] | None = None
 
 
-Step = AskModel | Call | Approve | Take | Finish
+Step = AskModel | Call | Approve | Finish
 
 
 class Workflow(Protocol):
@@ -124,3 +119,17 @@ def wanted_by(workflows: Mapping[str, Workflow], hook: Hook) -> tuple[str, str]:
         if title is not None:
             return name, title
     return "", ""
+
+
+def sifted(
+    step: AskModel | Call, answer: Mapping[str, Any], known: Callable[[str], object]
+) -> tuple[list[Hook], Mapping[str, Any]]:
+    """The events that `step` found and whose keys are not `known` (None), each once; and what is recorded of `answer`.
+
+    Raises `msgspec.ValidationError` where it is not what the step asked for.
+    """
+    if not isinstance(step, Call) or step.found is None:
+        return [], answer
+    hooks, kept = step.found(answer)
+    new = [hook for hook in {hook.key: hook for hook in hooks}.values() if known(hook.key) is None]
+    return new, {**kept, "taken": len(new)}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+import pytest
+
 from piclusterd import config
 from piclusterd.ids import RunId
 from piclusterd.integrations.signatures import event_key
 from piclusterd.wire import Hook
 from piclusterd.workflows.reconcile import PAGES_MAX, REDELIVER_MAX, Reconcile
 from piclusterd.workflows.triage import Triage
-from piclusterd.workflows.workflow import Call, Finish, Step, Take
+from piclusterd.workflows.workflow import Call, Finish, Step
 
 RUN = RunId("r" * 32)
 SINCE, NOW = 1000, 9000
@@ -32,8 +35,21 @@ def issue(name: str, **fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def page(*names: str, created: int = SINCE, more: str = "") -> dict[str, Any]:
-    return {"now_ms": NOW, "issues": [issue(n) for n in names], "created": [created] * len(names), "more": more}
+def page(*names: str, more: str = "") -> dict[str, Any]:
+    return {"now_ms": NOW, "issues": [issue(n) for n in names], "more": more}
+
+
+def read(taken: int, more: str = "") -> dict[str, Any]:
+    """What the ledger keeps of a page."""
+    return {"now_ms": NOW, "more": more, "taken": taken}
+
+
+def found(answer: dict[str, Any]) -> tuple[list[Hook], dict[str, Any]]:
+    call = step()
+    assert isinstance(call, Call)
+    assert call.found is not None
+    hooks, kept = call.found(answer)
+    return list(hooks), dict(kept)
 
 
 def test_it_wants_what_the_schedule_asks_and_nothing_that_came_from_outside() -> None:
@@ -41,38 +57,32 @@ def test_it_wants_what_the_schedule_asks_and_nothing_that_came_from_outside() ->
     assert Reconcile().wants(Hook("linear", "reconcile:linear:1:1", "linear", b"{}")) is None
 
 
-def test_it_asks_page_by_page_and_takes_each_before_the_next() -> None:
+def test_it_asks_page_by_page() -> None:
     first = step()
     assert isinstance(first, Call)
     assert (first.name, first.service, first.operation) == ("page-1", "linear", "issues_since")
     assert first.arguments == {"since_ms": SINCE, "after": ""}
-    take = step(page_1=page("a", "b", more="next"))
-    assert isinstance(take, Take)
-    second = step(page_1=page("a", "b", more="next"), take_1={"taken": 1})
+    second = step(page_1=read(1, "next"))
     assert isinstance(second, Call)
     assert (second.name, second.arguments) == ("page-2", {"since_ms": SINCE, "after": "next"})
-    last = step(page_1=page("a", more="next"), take_1={"taken": 1}, page_2=page("b"), take_2={"taken": 2})
-    assert last == Finish("done", "3 events had not come", marks={"linear": NOW})
+    assert step(page_1=read(1, "next"), page_2=read(2)) == Finish(
+        "done", "3 events had not come", marks={"linear": NOW}
+    )
 
 
 def test_what_it_makes_is_the_event_of_the_same_creation() -> None:
-    take = step(page_1=page("a"))
-    assert isinstance(take, Take)
-    (made,) = take.hooks
+    (made,), _ = found(page("a"))
     body = {"action": "create", "type": "Issue", "data": {"id": "a"}, "webhookTimestamp": 7}
     assert made.key == event_key("linear", {}, body, json.dumps(body).encode())
     assert Triage(config.Triage(), "m", "").wants(made) == "LIN-a t"
 
 
-def test_issues_that_only_changed_are_not_made_up() -> None:
-    take = step(page_1=page("old", created=SINCE - 1))
-    assert isinstance(take, Take)
-    assert take.hooks == ()
+def test_of_a_page_only_the_cursor_and_the_time_are_remembered() -> None:
+    assert found(page("a", "b", more="next")) == (found(page("a", "b"))[0], {"now_ms": NOW, "more": "next"})
 
 
 def test_too_much_is_for_a_person() -> None:
-    results = {f"page_{n}": page(more="next") for n in range(1, PAGES_MAX + 1)}
-    results |= {f"take_{n}": {"taken": 0} for n in range(1, PAGES_MAX + 1)}
+    results = {f"page_{n}": read(0, "next") for n in range(1, PAGES_MAX + 1)}
     end = Reconcile().next(RUN, asked(), {name.replace("_", "-"): value for name, value in results.items()})
     assert isinstance(end, Finish)
     assert (end.outcome, end.marks) == ("failed", {})
@@ -99,6 +109,8 @@ def test_github_is_asked_to_send_again_what_arrived_by_no_delivery() -> None:
 
 
 def test_junk_ends_as_a_dead_letter() -> None:
-    for end in (Reconcile().next(RUN, asked(body=b"{"), {}), step(page_1={"issues": 7})):
+    for end in (Reconcile().next(RUN, asked(body=b"{"), {}), step(page_1={"more": 7})):
         assert isinstance(end, Finish)
         assert end.outcome == "failed"
+    with pytest.raises(msgspec.ValidationError):
+        found({"now_ms": 1, "more": "", "issues": 7})

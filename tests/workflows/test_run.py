@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import pytest
 
 from piclusterd.errors import NotFound, PiclusterError, UserError
@@ -44,7 +45,7 @@ from piclusterd.workflows.run import (
     TIMEOUT_SAYS,
     Runs,
 )
-from piclusterd.workflows.workflow import Approve, AskModel, Call, Finish, Results, Step, Take, Workflow, wanted_by
+from piclusterd.workflows.workflow import Approve, AskModel, Call, Finish, Results, Step, Workflow, wanted_by
 
 from .desk import LOG, Ledger, ThreeSteps, hook, run_of
 
@@ -841,9 +842,14 @@ class Finder(ThreeSteps):
     def next(self, run: RunId, given: Hook, results: Results) -> Step:
         if given.key != "look":
             return super().next(run, given, results)
-        if "take" not in results:
-            return Take("take", (hook("k1"), hook("k2"), hook("k1")))
-        return Finish("done", str(results["take"]["taken"]), marks={"linear": 5})
+        if "page" not in results:
+            return Call("page", "linear", "look", {}, "k", found=self.found)
+        return Finish("done", str(results["page"]), marks={"linear": 5})
+
+    def found(self, answer: Mapping[str, Any]) -> tuple[list[Hook], Mapping[str, Any]]:
+        if "junk" in answer:
+            raise msgspec.ValidationError("no page")
+        return [hook("k1"), hook("k2"), hook("k1")], {"more": answer["more"]}
 
 
 def test_events_that_a_step_found_are_taken_once_together_with_its_result() -> None:
@@ -852,15 +858,30 @@ def test_events_that_a_step_found_are_taken_once_together_with_its_result() -> N
     office.hook("k1")
     play(office)
     office.hook("look")
+    office.land(office.next_append("run.intent", "page"))
+    act = office.next_act()
+    office.finish(act, StepFinished(act.token, {"more": "c", "issues": ["a long one"] * 50}))
     append = office.todo.popleft()
     assert isinstance(append, Append)
     assert [record.kind for record in append.records] == ["hook", "run.result"], "k1 came by itself before"
+    assert append.records[-1].body["value"] == {"more": "c", "taken": 1}
     office.land(append)
     play(office)
     assert {view.title: view.state for view in office.journal.views(10)} == {
         "about k1": "done", "about k2": "done", "about look": "done",
     }  # fmt: skip
     assert office.journal.marks == {"linear": 5}
+
+
+def test_an_answer_that_is_no_page_ends_the_run_as_a_dead_letter() -> None:
+    office = Office(workflow=Finder())
+    office.activate()
+    office.hook("look")
+    office.land(office.next_append("run.intent", "page"))
+    act = office.next_act()
+    office.finish(act, StepFinished(act.token, {"junk": 1}))
+    office.land(office.next_append("run.done", "page"))
+    assert office.state("look") == "failed"
 
 
 def test_the_first_workflow_that_wants_a_webhook_has_it() -> None:
