@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 
 from . import __version__
 from .board import listen_fds, logs
@@ -384,7 +385,8 @@ def main(path: Path | None) -> None:
     try:
         config = load(chosen, os.environ)
         logs.setup(config.log.level)
-        asyncio.run(_run(config))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config))
     except (UserError, Broken) as fault:
         click.echo(f"piclusterd: {fault}", err=True)
         sys.exit(EXIT_CONFIG if isinstance(fault, UserError) else 1)
