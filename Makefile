@@ -37,8 +37,8 @@ walls: setup
 unit: setup
 	@$(BIN)/python -m pytest -n $(TESTERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-e2e: setup       ## all end-to-end lanes, the slow ones too: bad networks and boards, booted machines; root, ip, nft
-	@PICLUSTER_E2E=all $(BIN)/python -m pytest tests/e2e $(ARGS)
+e2e: setup       ## all end-to-end lanes, the slow ones too: networks, boards, booted machines; root, ip, nft; BUSY=600
+	@PICLUSTER_E2E=all PICLUSTER_BUSY_S=$(BUSY) $(BIN)/python -m pytest tests/e2e $(ARGS)
 
 coverage: setup  ## branch coverage of each decider by its own tests: one line each, status 1 below 100 %
 	@$(BIN)/python -m bench.deciders $(ARGS)
