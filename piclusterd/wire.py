@@ -139,6 +139,12 @@ class ModelFacts(Message, frozen=True):
     """That as a share of what the board's memory gives; 0: not measured."""
     tools: bool = False
     """Whether its chat template has a place for tools."""
+    token_bytes: int = 0
+    """Of states that it gives to other nodes and takes from them, for each token; 0: of none."""
+    states_max: int = 0
+    """Bytes of the largest."""
+    states_bps: float = 0.0
+    """Bytes a second at which they came; 0: not measured."""
 
     def does(self, task: str) -> bool:
         if self.tasks:

@@ -20,9 +20,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import lru_cache
 
+import msgspec
+
 from ..errors import Broken, NotFound, Overloaded, PiclusterError, Refused, UserError
 from ..ids import NodeId
-from ..wire import Dropped, Facts, Shipped
+from ..wire import Dropped, Facts, ModelFacts, Shipped
 from . import shipping
 from .child import Child
 from .gguf import read_shape
@@ -72,7 +74,7 @@ class Ferry:
         self._rates: dict[NodeId, float] = {}
         """Bytes a second that links were measured to carry."""
         self._giving = 0
-        pool.bring = self.bring
+        pool.bring, pool.told = self.bring, self.told
 
     # taking ----------------------------------------------------------------------------------------------------------
     async def bring(self, served: Served, child: Child, request: GenerateRequest) -> Shipped | None:
@@ -204,6 +206,18 @@ class Ferry:
                 yield piece
         finally:
             child.let_go(state.id)
+
+    # telling ---------------------------------------------------------------------------------------------------------
+    def told(self, served: Served, facts: ModelFacts) -> ModelFacts:
+        """`facts`, with what states cost here: not before its file was needed and is hashed, as none moves before."""
+        spec = served.spec
+        needed = spec in self._hashing or BLOB.fullmatch(spec.path.name)
+        if not self._bytes_max or not needed or self.key(served) is None:
+            return facts
+        rate = sum(self._rates.values()) / max(1, len(self._rates))
+        return msgspec.structs.replace(
+            facts, token_bytes=_token_bytes(spec), states_max=self._bytes_max, states_bps=round(rate)
+        )
 
     # which model -----------------------------------------------------------------------------------------------------
     async def known(self, model: str) -> None:

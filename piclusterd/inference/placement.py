@@ -4,9 +4,9 @@
 
 Gossip is seconds old, so a burst would all run to the node that was idle a moment ago: what was sent to a node since it
 last spoke of itself counts as running there, for at most `UNSEEN_S`. A node that has read the prompt's beginning before
-need not read it again, and is credited that, unless it has far more to do than others (`routing.crowded`). Who is alive
-by gossip and not linked with this node (just started, or cut off from here alone) gets none: the request would only
-fail on its way.
+need not read it again, and is credited that, unless it has far more to do than others (`routing.crowded`). Who would
+fetch it from there is predicted so, by the plan that it will make (`shipping`). Who is alive by gossip and not linked
+with this node (just started, or cut off from here alone) gets none: the request would only fail on its way.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import msgspec
 from ..errors import NotFound, PiclusterError, Unavailable
 from ..events import Choice, WhoServes
 from ..ids import NodeId
-from ..wire import DRAINING, TASKS, Mark, Member, ModelFacts
+from ..wire import DRAINING, TASKS, Facts, Mark, Member, ModelFacts
 from .prefix import DIGEST_BYTES, DIGESTS_MAX, held
 from .routing import Load, crowded, predict
+from .shipping import Here, Plan, plan
 
 UNSEEN_S = 3.0
 """A request shows in a node's facts within a gossip round or two, or is over."""
@@ -29,6 +30,9 @@ FORGET, FORGET_TOKENS = 0.1, 256
 """A long prompt that nobody knows goes where there is least to forget for it, among nodes that are much alike."""
 ANY_MODEL = ("", "default")
 """Names a client sends that has no preference; the serving node replaces them by its default where it has one."""
+
+
+_Giver = tuple[NodeId, Facts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class _Offer:
     facts: ModelFacts
     cached: int
     """Bytes of the prompt that it need not read."""
+    fetched: Plan | None
+    """What it would rather fetch than read."""
     seconds: float
 
 
@@ -104,10 +110,15 @@ class Placement:
         recent = {member.node: self._recent(member.node, name, now) for member, _ in able}
         loads = {member.node: Load.of(facts, len(recent[member.node])) for member, facts in able}
         idlest = min(load.part for load in loads.values())
-        able = as_measured(able)
+        givers = [
+            (one.node, one.facts) for one, facts in able if facts.token_bytes and held(facts.prefixes, asked.marks)
+        ]
         return [
-            _offer(member, facts, asked, recent[member.node], loads[member.node], idlest, member.node == self._me)
-            for member, facts in able
+            _offer(
+                member, facts, asked, recent[member.node], load, crowded(load, idlest), givers, member.node == self._me
+            )
+            for member, facts in as_measured(able)
+            for load in (loads[member.node],)
         ]
 
     def models(self, loaded: bool = False) -> dict[str, tuple[NodeId, ...]]:
@@ -170,16 +181,31 @@ def _shown(member: Member) -> str:
 
 
 def _offer(
-    member: Member, facts: ModelFacts, asked: WhoServes, recent: Sequence[_Sent], load: Load, idlest: float, local: bool
-) -> _Offer:
-    cached = 0 if crowded(load, idlest) else _cached(facts, asked.marks, recent)
+    member: Member, facts: ModelFacts, asked: WhoServes, recent: Sequence[_Sent], load: Load, full: bool,
+    givers: Sequence[_Giver], local: bool,
+) -> _Offer:  # fmt: skip
+    """`full`: its memory of the prompt must not count. `givers`: who has read a beginning, and gives it to others."""
+    cached = 0 if full else _cached(facts, asked.marks, recent)
+    fetched = None if full else _fetched(facts, asked, cached, load.beside, givers)
     tokens = asked.prompt_tokens
-    if cached:
+    if fetched is not None:
+        tokens -= fetched.tokens
+    elif cached:
         tokens -= tokens * cached // asked.marks[-1].length
     seconds = predict(facts, member.facts, tokens, local, load, asked.answer_tokens)
+    if fetched is not None:
+        seconds += fetched.fetch_s
     if not cached and asked.prompt_tokens >= FORGET_TOKENS:
         seconds *= 1 + FORGET * min(1.0, len(facts.prefixes) / (DIGESTS_MAX * DIGEST_BYTES))
-    return _Offer(member, facts, cached, seconds)
+    return _Offer(member, facts, cached, fetched, seconds)
+
+
+def _fetched(facts: ModelFacts, asked: WhoServes, cached: int, busy: int, givers: Sequence[_Giver]) -> Plan | None:
+    """What the node would plan (`ferry`), as far as its gossip tells."""
+    if not givers:
+        return None
+    here = Here(asked.prompt_tokens, asked.marks, cached, busy, facts.prefill_tps, facts.token_bytes, facts.states_max)
+    return plan(here, facts.name, givers, {node: facts.states_bps for node, _ in givers})
 
 
 def as_measured(able: Sequence[tuple[Member, ModelFacts]]) -> list[tuple[Member, ModelFacts]]:
@@ -209,6 +235,8 @@ def _reason(offer: _Offer) -> str:
     speed = f"{facts.decode_tps:.0f} tok/s" if facts.decode_tps else "not measured yet"
     flags = f", {' '.join(offer.member.facts.flags)}" if offer.member.facts.flags else ""
     known = f", knows {offer.cached} bytes of it" if offer.cached else ""
+    if offer.fetched is not None:
+        known += f", fetches {offer.fetched.tokens} tokens of it in {offer.fetched.fetch_s:.1f} s"
     return (
         f"{_shown(offer.member)}: {facts.busy} running, {facts.queued} queued, {speed}{flags}{known},"
         f" predicted {offer.seconds:.1f} s"

@@ -248,6 +248,8 @@ class Pool:
         self.demand: Demand = Configured()
         self.bring: Callable[[Served, Child, GenerateRequest], Awaitable[Shipped | None]] = _nothing
         """Before a prompt is read: its beginning from another node, where that costs less (`ferry`)."""
+        self.told: Callable[[Served, ModelFacts], ModelFacts] = lambda _, facts: facts
+        """Facts, and what such a beginning costs."""
         self.drafts = 0
         """Tokens guessed at a time, by models that do not say."""
         self.guessed: Counter[str] = Counter()
@@ -331,8 +333,8 @@ class Pool:
     def facts(self) -> tuple[ModelFacts, ...]:
         """What may be gossiped: each model that is ready, by its name and again by each alias."""
         ready = [served for served in self._served.values() if served.state == "ready"]
-        told = [served.facts(name) for served in ready for name in (served.spec.name, *served.spec.aliases)]
-        return (*told, *self.stored())
+        named = [(served, name) for served in ready for name in (served.spec.name, *served.spec.aliases)]
+        return (*(self.told(served, served.facts(name)) for served, name in named), *self.stored())
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[Delta | Done, None]:
         """The answer as it comes; closing the generator cancels it and frees its slot within a step.

@@ -307,6 +307,30 @@ async def test_while_a_file_is_being_hashed_nothing_is_given_or_taken() -> None:
         await side.known("nobody's")
 
 
+async def test_gossip_tells_what_a_state_costs_once_the_file_is_known_and_how_fast_one_came() -> None:
+    async with two() as nodes:
+        (before,), (there,) = nodes.here.facts(), nodes.there.facts()
+        assert (before.states_max, before.states_bps) == (PLENTY, 0.0)
+        assert before.token_bytes == there.token_bytes == 2 * 4 * 320
+        shipped = (await nodes.ask())[1].shipped
+        assert shipped is not None
+        (after,) = nodes.here.facts()
+        assert after.states_bps >= shipped.bytes / (shipped.ms / 1000)
+    async with two(here_bytes=0) as nodes:
+        assert nodes.here.facts()[0].token_bytes == 0
+
+
+async def test_a_file_that_nobody_needed_to_know_is_not_hashed_to_tell_of_it() -> None:
+    async with pool_of([spec()]) as pool:
+        side = Ferry(pool, list_of_none, Link().request, PLENTY)
+        assert pool.facts()[0].token_bytes == 0
+        assert not side._hashing
+
+
+async def list_of_none() -> list[tuple[NodeId, Facts]]:
+    return []
+
+
 async def test_an_asker_that_leaves_in_the_midst_leaves_no_state_behind() -> None:
     async with two() as nodes:
         assert nodes.link.there is not None

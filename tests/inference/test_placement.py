@@ -11,6 +11,7 @@ from piclusterd.events import Choice, WhoServes
 from piclusterd.ids import NodeId
 from piclusterd.inference.placement import UNSEEN_S, Placement
 from piclusterd.inference.routing import Load, predict
+from piclusterd.inference.shipping import fetching
 from piclusterd.wire import Facts, Mark, Member, ModelFacts
 
 PI_1, PI_2, PI_3 = (NodeId(digit * 16) for digit in "123")
@@ -246,3 +247,40 @@ def test_what_is_asked_for_at_most_is_what_an_answer_takes_at_most() -> None:
     few, many = (predict(model, Facts(), 100, True, Load.of(model, 0), tokens) for tokens in (10, 10_000))
     assert few == 2.0
     assert many == seconds(model)
+
+
+SHIPS = {"token_bytes": 2048, "states_max": 2**27, "slots": 1}
+"""The whole prompt's state has 2 MB: fetched in half a second."""
+BUSY = serving(busy=1, turn_s=9.0, prefixes=READ, **SHIPS)
+"""Its one place is taken, and what it remembers does not count."""
+
+
+def test_a_node_that_would_fetch_what_another_has_read_is_not_taken_for_one_that_reads_it() -> None:
+    reads = member(PI_1, serving(prefill_tps=130.0, slots=1))
+    choice = answered_by(placed(reads, member(PI_2, serving(**SHIPS)), member(PI_3, BUSY)))
+    assert choice.node == PI_2
+    assert "fetches 900 tokens of it in " in choice.reason
+    assert choice.predicted_s == seconds(serving(slots=1), 100, local=False) + fetching(900 * 2048, 0.0, 1)
+    assert answered_by(placed(reads, member(PI_2, serving(slots=1)), member(PI_3, BUSY))).node == PI_1
+
+
+def test_of_a_beginning_what_is_not_here_is_fetched_and_predicted_so() -> None:
+    some = serving(prefixes=struct.pack("<I", PROMPT[4].digest), **SHIPS)
+    choice = answered_by(placed(member(PI_1, some), member(PI_3, BUSY)))
+    assert "knows 2000 bytes of it, fetches 900 tokens" in choice.reason
+
+
+def test_a_fetch_is_predicted_only_where_it_will_be_made() -> None:
+    small = serving(**{**SHIPS, "states_max": 1000})
+    slow = serving(states_bps=1e5, **SHIPS)
+    keeps = replace_facts(BUSY, token_bytes=0)
+    for here, there in ((serving(slots=1), BUSY), (small, BUSY), (slow, BUSY), (serving(**SHIPS), keeps)):
+        assert "fetches" not in answered_by(placed(member(PI_1, here), member(PI_3, there))).reason
+    unlinked = placed(member(PI_1, serving(**SHIPS)), member(PI_3, BUSY), links=())
+    assert "fetches" not in answered_by(unlinked).reason
+
+
+def test_who_has_far_more_to_do_than_others_is_not_chosen_for_what_it_could_fetch() -> None:
+    idle, elsewhere = serving(slots=1, prefill_tps=50.0), replace_facts(BUSY, turn_s=90.0)
+    could = serving(busy=1, turn_s=12.0, **SHIPS)
+    assert answered_by(placed(*(member(*one) for one in ((PI_1, idle), (PI_2, could), (PI_3, elsewhere))))).node == PI_1
