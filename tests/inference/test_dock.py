@@ -205,8 +205,10 @@ def test_states_share_the_memory_of_answers_that_wait(
 def test_where_answers_fill_the_memory_no_state_comes_in(given: tuple[list[int], bytes]) -> None:
     tokens, state = given
     with engines(256) as [here]:
-        here.submit(1, GenerateRequest(prompt="x", max_tokens=200, json_schema='{"type": "string", "minLength": 150}'))
+        schema = '{"type": "string", "minLength": 1000}'
+        here.submit(1, GenerateRequest(prompt="x", max_tokens=200, temperature=0.0, json_schema=schema))
         while here.counts.answer_tokens < 80:
+            assert here.busy
             here.step()
         with pytest.raises(UserError, match="no room"):
             imported(here, tokens, state)
