@@ -31,7 +31,8 @@ CROWD = 4
 """Chats under way at each node: more than this machine has cores."""
 LONG = "it rains in, and " * 60
 """A prompt that takes time to read; each is another, so that none is remembered."""
-WEBHOOK_EVERY_S = 2.0
+WEBHOOK_EVERY_S = 5.0
+"""Two writes each: in ten minutes less than half of what a node writes to Linear in an hour."""
 LOOK_S = 0.5
 BUSY_MIN = 90.0
 """Percent of all cores."""
