@@ -68,7 +68,7 @@ from .upkeep import (
 from .web.app import make_app
 from .web.listener import Served, serve
 from .web.stream import EventBus
-from .wire import Facts, Voters
+from .wire import Facts, ModelFacts, Voters
 
 log = logging.getLogger("piclusterd")
 
@@ -300,7 +300,8 @@ class Daemon:
         """Say what this node is, when it changed and every few seconds."""
         while True:
             flags = (*run_flags(self.node, self.clock()), *self.desk.upgrades.flags)
-            await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts, flags)))
+            models, entries = self.pool.facts(), sum(head.seq for head in self.node.reconcile.heads())
+            await self.mailbox.post(FactsChanged(await asyncio.to_thread(self._facts, models, entries, flags)))
             try:
                 async with asyncio.timeout(FACTS_EVERY_S):
                     await self.facts_moved.wait()
@@ -309,12 +310,12 @@ class Daemon:
                 pass
             self.facts_moved.clear()
 
-    def _facts(self, flags: tuple[str, ...]) -> Facts:
-        heads = self.node.reconcile.heads()
+    def _facts(self, models: tuple[ModelFacts, ...], entries: int, flags: tuple[str, ...]) -> Facts:
+        """Asks the system, which takes its time: not for the loop."""
         self.links.addresses = self.desk.addresses = self._addresses()  # DHCP may come late, and cards are replugged
         return describe_node(
-            self.config, self.me.name, self.links.addresses, self.api_port, self.pool.facts(),
-            sum(h.seq for h in heads), (*ledger_flags(self.ledger, self.no_votes), *flags),
+            self.config, self.me.name, self.links.addresses, self.api_port, models,
+            entries, (*ledger_flags(self.ledger, self.no_votes), *flags),
         )  # fmt: skip
 
     async def _watch_loop(self) -> None:

@@ -110,10 +110,10 @@ class Ferry:
             return None  # nobody need be looked for
         now, model = self._now(), served.spec.name
         there = [(node, facts) for node, facts in await self._others() if self._failed.get((node, model), 0.0) <= now]
+        token_bytes = await asyncio.to_thread(_token_bytes, served.spec)
         here = Here(
-            tokens, asked, held(own, asked), served.busy - 1, served.prefill.value, _token_bytes(served.spec),
-            self._bytes_max,
-        )  # fmt: skip
+            tokens, asked, held(own, asked), served.busy - 1, served.prefill.value, token_bytes, self._bytes_max
+        )
         plan = shipping.plan(here, model, there, self._rates)
         if plan is None or self.key(served) is None:
             return None
@@ -238,12 +238,15 @@ class Ferry:
 
     def _file_hash(self, spec: ModelSpec) -> asyncio.Task[str]:
         if spec not in self._hashing:
-            self._hashing[spec] = asyncio.create_task(_content(spec), name=f"hash of {spec.name}")
+            task = asyncio.create_task(_content(spec), name=f"hash of {spec.name}")
+            task.add_done_callback(lambda _: self._pool.on_change())  # what states cost here may be told now
+            self._hashing[spec] = task
         return self._hashing[spec]
 
 
 async def _content(spec: ModelSpec) -> str:
     """The digest of the model's file, and of its adapter's where it has one."""
+    await asyncio.to_thread(_token_bytes, spec)  # a header with a vocabulary takes a while: later calls find it kept
     blob = BLOB.fullmatch(spec.path.name)
     whole = blob[1] if blob else await sha256(spec.path)
     return whole if spec.adapter is None else f"{whole} {await sha256(spec.adapter)}"

@@ -241,7 +241,7 @@ class Pool:
         self.worker_socket = worker_socket
         self._queue_max = queue_max
         self._load_timeout_s = load_timeout_s
-        self._on_change = on_change
+        self.on_change = on_change
         self.calibration = calibration or Calibration()
         self._served: dict[str, Served] = {}
         self._aliases: dict[str, str] = {}
@@ -277,7 +277,7 @@ class Pool:
         assert spec.name not in self._served, f"{spec.name} is served twice"
         spec = replace(spec, drafts=self.drafts) if spec.drafts < 0 else spec
         self._served[spec.name] = served = Served(
-            spec, self._queue_max, self._load_timeout_s, self._on_change, self.worker_socket, self._hang_s,
+            spec, self._queue_max, self._load_timeout_s, self.on_change, self.worker_socket, self._hang_s,
             partial(self.mapped, spec.name), self.calibration,
         )  # fmt: skip
         self._aliases |= dict.fromkeys(spec.aliases, spec.name)
@@ -331,7 +331,7 @@ class Pool:
         return served.child.pid if served.child is not None and served.state == "ready" else None
 
     def facts(self) -> tuple[ModelFacts, ...]:
-        """What may be gossiped: each model that is ready, by its name and again by each alias."""
+        """What may be gossiped: each model that is ready, by its name and again by each alias. Of the loop's thread."""
         ready = [served for served in self._served.values() if served.state == "ready"]
         named = [(served, name) for served in ready for name in (served.spec.name, *served.spec.aliases)]
         return (*(self.told(served, served.facts(name)) for served, name in named), *self.stored())

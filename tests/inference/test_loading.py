@@ -150,7 +150,7 @@ async def test_pinned_models_are_loaded_when_the_node_starts(tmp_path: Path) -> 
         await two_models(library)
         await library.pin("two", True)
     async with library_of(tmp_path, settings=SHORT) as library:
-        library._pool._on_change = changes = Changes()
+        library._pool.on_change = changes = Changes()
         running = asyncio.create_task(library.run())
         try:
             await changes.until(lambda: [one.state for one in library.loaded()] == ["ready"])
