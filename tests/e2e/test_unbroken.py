@@ -23,14 +23,16 @@ from .rig import descendants
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
-STREAMS = 16
 KINDS = {"type": "array", "items": {"enum": ["bug", "feature", "question", "chore"]}, "minItems": 100, "maxItems": 100}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "kinds", "schema": KINDS}}
-"""A long answer with few close calls: in other company llama.cpp adds up in another order, and a tie may fall otherwise
-(`tests/inference/test_engine_repeat.py`), broken stream or not."""
-TIES_MAX = 4
-"""Of the answers; more often than not it is none or one."""
-ISSUES = draw_issues(STREAMS, 11, "held_out")
+"""A long answer. In other company llama.cpp adds up in another order, and a tie may fall otherwise
+(`tests/inference/test_engine_repeat.py`), broken stream or not: so the issues are those without a close call."""
+CLEAR = (380, 301, 47, 368, 316, 49, 403, 280, 392, 394, 365, 158, 95, 33, 183, 315)
+"""Those of 448 in whose answers the best two tokens that the schema allows are never close: 1.3 or more between their
+logits, where other company moves one by 0.27 at most."""
+DRAWN = draw_issues(448, 11, "held_out")
+ISSUES = [DRAWN[number] for number in CLEAR]
+STREAMS = len(ISSUES)
 PATIENT = aiohttp.ClientTimeout(total=120)
 
 
@@ -117,14 +119,11 @@ def child_of(member: Member) -> int:
 
 
 def same(heard: list[Heard], unbroken: list[Heard]) -> None:
-    """No fault, and every answer whole; byte for byte but for the few whose ties fell otherwise in other company."""
+    """No fault, and every answer whole, byte for byte."""
     assert [one.faults for one in heard] == [[] for _ in heard]
     for one in heard:
         assert (one.ended, len(json.loads(one.text))) == ("stop", 100)
-    equal = sum(
-        (one.text, one.tokens) == (other.text, other.tokens) for one, other in zip(heard, unbroken, strict=True)
-    )
-    assert equal >= len(heard) - TIES_MAX
+    assert [(one.text, one.tokens) for one in heard] == [(one.text, one.tokens) for one in unbroken]
 
 
 async def test_a_killed_child_and_a_killed_node_break_no_stream(three: Cluster) -> None:

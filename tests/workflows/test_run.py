@@ -45,7 +45,17 @@ from piclusterd.workflows.run import (
     TIMEOUT_SAYS,
     Runs,
 )
-from piclusterd.workflows.workflow import Approve, AskModel, Call, Finish, Results, Step, Workflow, wanted_by
+from piclusterd.workflows.workflow import (
+    Approve,
+    AskModel,
+    Call,
+    Finish,
+    Results,
+    Step,
+    Workflow,
+    answered_by,
+    wanted_by,
+)
 
 from .desk import LOG, Ledger, ThreeSteps, hook, run_of
 
@@ -998,3 +1008,9 @@ def test_a_patient_call_is_tried_until_its_service_says_no() -> None:
             office.tick()
     office.fail(office.next_act(), retryable=False)
     assert office.next_append("run.done", "call").records[0].body["outcome"] == "failed"
+
+
+def test_who_answered_has_a_name_of_model_and_node_whatever_was_told() -> None:
+    assert answered_by({"model": "small", "node": "n-1", "name": "attic"}) == ("small", "attic")
+    assert answered_by({"model": "small", "node": "n-1"}) == ("small", "n-1")
+    assert answered_by({"model": None}) == ("unknown", "unknown")
