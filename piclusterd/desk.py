@@ -48,6 +48,7 @@ from .inference.library import Library
 from .inference.pool import Pool
 from .inference.providers import Fallback
 from .inference.serving import Serving
+from .inference.spending import Spending
 from .inference.splits import Splits
 from .integrations.signatures import selftest_secret
 from .jobs import CHANGE_RUN, Jobs
@@ -162,7 +163,12 @@ class Desk:
         self.meters.count_depot(depot.told)
         self.meters.count_drafts(pool.guessed)
         self.serving = Serving(me.node, pool, self._who, self._relay, default_model, echoes=echoes)
-        self.fallback = Fallback(self.serving, providers.made(config.providers, secret), config.inference.outside)
+        self.fallback = Fallback(
+            self.serving,
+            providers.made(config.providers, secret),
+            config.inference.outside,
+            spending=Spending(config.state_dir / "spending.json"),
+        )
         self.shelf = Shelf(config.state_dir / "shelf", links.request, self._company)
         self.batches = Batches(self.shelf, self.serving, self.take_hook, self._jobs.change, self._served, journal)
         self._whys = Whys(me.name, self.serving.decisions, links)

@@ -44,7 +44,8 @@ from .protocol import (
     ToolCall,
 )
 from .serving import Started
-from .standby import Budget, Standby
+from .spending import Spending
+from .standby import Budget, Standby, Used
 from .tools_body import NAMED
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _made(table: Table, key: str) -> Provider:
 
 
 class Fallback:
-    """`outside`: requests of clients may leave the house."""
+    """`outside`: requests of clients may leave the house. `spending`: where each day's use is kept."""
 
     def __init__(
         self,
@@ -114,10 +115,15 @@ class Fallback:
         providers: Sequence[Provider],
         outside: bool,
         wall: Callable[[], float] = time.time,
+        spending: Spending | None = None,
     ) -> None:
         self._inner, self._wall = inner, wall
         self._all = tuple(providers)
         self._providers = tuple(one for one in providers if one.at_home or outside)
+        self._spending = spending or Spending()
+        before = self._spending.read()
+        for one in providers:
+            one.standby.resume(before.get(one.name, Used()), wall())
 
     async def generate(self, request: GenerateRequest, prefer: str = "") -> AsyncGenerator[Item, None]:
         begun = False
@@ -191,6 +197,9 @@ class Fallback:
                     raise Unavailable(f"{provider.name} stopped in the middle of its answer", str(fault)) from None
         raise missing
 
+    def _keep(self) -> None:
+        self._spending.write({one.name: one.standby.used for one in self._all})
+
     def _judge(self, provider: Provider, fault: ProviderFailed) -> None:
         log.warning("provider %s: %s", provider.name, fault)
         wall, standby = self._wall(), provider.standby
@@ -208,6 +217,7 @@ class Fallback:
         self, provider: Provider, request: GenerateRequest, missing: PiclusterError
     ) -> AsyncGenerator[Item, None]:
         provider.standby.asked(self._wall())
+        self._keep()
         answer = _Answer(request)
         reason = f"{provider.name}: no node could: {missing.what}"
         async with aclosing(provider.client.chat(ask_of(request, provider.model))) as chunks:
@@ -223,6 +233,7 @@ class Fallback:
         done = answer.done()
         neurons = provider.neurons(provider.model, done.prompt_tokens, done.completion_tokens)
         provider.standby.answered(done.prompt_tokens + done.completion_tokens, neurons, self._wall())
+        self._keep()
         yield done
 
 

@@ -4,7 +4,8 @@
     ready ──FAILURES_MAX in a row──▶ left alone ──pause, doubling──▶ one request ──fails──▶ left alone …
 
 Days are UTC days of the wall clock, since the quotas of the services are; a board that does not know the time counts
-from when it started. Budgets are this node's alone, and begin anew with it: the service's own quota stands above them.
+from when it started. Budgets are this node's alone, and a restart does not begin them anew (`spending`): the service's
+own quota stands above them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Budget:
 
 @dataclass(slots=True)
 class Used:
+    """On `day`, counted from 1970; -1: never."""
+
+    day: int = -1
     requests: int = 0
     tokens: int = 0
     neurons: float = 0.0
@@ -38,11 +42,16 @@ class Standby:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._day = -1
-        self._used = Used()
+        self.used = Used()
         self._until = 0.0
         self._state, self._why = "ready", ""
         self._failures, self._pause_s = 0, PAUSE_FIRST_S
+
+    def resume(self, used: Used, wall: float) -> None:
+        """It was used so before this start; another day's use is none."""
+        if used.day == int(wall // DAY_S):
+            self.used = used
+            self._check_budget(wall)
 
     def wait_s(self, wall: float) -> float:
         """Seconds until it may be asked; 0: now."""
@@ -52,15 +61,15 @@ class Standby:
     def asked(self, wall: float) -> None:
         """A request goes there."""
         self._turn(wall)
-        self._used.requests += 1
+        self.used.requests += 1
         if self._failures >= FAILURES_MAX:
             self._until = wall + self._pause_s  # one finds out; the others wait for it
 
     def answered(self, tokens: int, neurons: float, wall: float) -> None:
         self._failures, self._pause_s = 0, PAUSE_FIRST_S
         self._until, self._state, self._why = 0.0, "ready", ""
-        self._used.tokens += tokens
-        self._used.neurons += neurons
+        self.used.tokens += tokens
+        self.used.neurons += neurons
         self._check_budget(wall)
 
     def limited(self, retry_after_s: float, why: str, wall: float) -> None:
@@ -83,7 +92,7 @@ class Standby:
     def told(self, wall: float) -> dict[str, object]:
         """For people: state, why, seconds until it is asked again, what it was used for today."""
         wait_s = self.wait_s(wall)
-        used = {"requests": self._used.requests, "tokens": self._used.tokens, "neurons": round(self._used.neurons, 1)}
+        used = {"requests": self.used.requests, "tokens": self.used.tokens, "neurons": round(self.used.neurons, 1)}
         return {"state": self._state if wait_s else "ready", "why": self._why, "waits_s": round(wait_s), "today": used}
 
     def _stop(self, state: str, until: float, why: str) -> None:
@@ -93,13 +102,13 @@ class Standby:
     def _check_budget(self, wall: float) -> None:
         for name in ("requests", "tokens", "neurons"):
             most = getattr(self._budget, name)
-            if most and getattr(self._used, name) >= most:
+            if most and getattr(self.used, name) >= most:
                 self._stop("spent", _midnight(wall), f"the day's {most} {name} are used")
 
     def _turn(self, wall: float) -> None:
         """A new day is a new budget."""
-        if (day := int(wall // DAY_S)) != self._day:
-            self._day, self._used = day, Used()
+        if (day := int(wall // DAY_S)) != self.used.day:
+            self.used = Used(day)
             if self._state == "spent":
                 self._until, self._state, self._why = 0.0, "ready", ""
 

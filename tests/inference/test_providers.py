@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from piclusterd.inference.protocol import (
 )
 from piclusterd.inference.providers import Fallback, made
 from piclusterd.inference.serving import Started
+from piclusterd.inference.spending import Spending
 from piclusterd.integrations import openai_compatible
 
 HF_MODEL = "Qwen/Qwen2.5-7B-Instruct"
@@ -87,8 +89,10 @@ def chat(text: str = "How urgent?", **body: Any) -> GenerateRequest:
 
 
 @asynccontextmanager
-async def rig(fault: PiclusterError | str = "", outside: bool = True, **limits: Any) -> AsyncIterator[Rig]:
-    """Workers AI first, then HuggingFace; `fault`: the nodes'."""
+async def rig(
+    fault: PiclusterError | str = "", outside: bool = True, kept: Path | None = None, **limits: Any
+) -> AsyncIterator[Rig]:
+    """Workers AI first, then HuggingFace; `fault`: the nodes'; `kept`: the file of what was used."""
     wall, nodes = [NOON], Nodes(fault or NotFound("nobody serves it"))
     async with (
         HuggingFaceDouble(answer=lambda _: "P1 says HF") as hf,
@@ -99,7 +103,7 @@ async def rig(fault: PiclusterError | str = "", outside: bool = True, **limits: 
             Table("hf", "huggingface", HF_MODEL, f"{hf.url}/v1", key_file="hf", timeout_s=2.0),
         )
         keys = {"cf": cf.key, "hf": hf.key}
-        fallback = Fallback(nodes, made(tables, lambda file: (keys[file],)), outside, lambda: wall[0])
+        fallback = Fallback(nodes, made(tables, lambda file: (keys[file],)), outside, lambda: wall[0], Spending(kept))
         try:
             yield Rig(fallback, nodes, hf, cf, wall)
         finally:
@@ -384,3 +388,29 @@ async def test_an_answer_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
     async with box(*[event(content="x")] * 100) as (at, _):
         with pytest.raises(Unavailable, match="does not end"):
             await at.ask()
+
+
+async def test_a_restart_does_not_begin_the_days_budget_anew(tmp_path: Path) -> None:
+    kept = tmp_path / "spending.json"
+    async with rig(kept=kept, requests_per_day=2) as first:
+        assert (await first.ask())[0] == "cf"
+    async with rig(kept=kept, requests_per_day=2) as second:
+        assert second.state("cf")["today"]["requests"] == 1
+        assert [(await second.ask())[0], (await second.ask())[0]] == ["cf", "hf"]
+    async with rig(kept=kept, requests_per_day=2) as third:
+        assert third.state("cf")["state"] == "spent"
+        third.wall[0] += 86_400
+        assert (await third.ask())[0] == "cf"
+
+
+async def test_a_file_of_use_that_is_torn_or_out_of_reach_stops_no_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torn = tmp_path / "spending.json"
+    torn.write_bytes(b'{"cf": {"day"')
+    async with rig(kept=torn, requests_per_day=2) as asked:
+        assert (await asked.ask())[0] == "cf"
+    assert "their budgets begin anew" in caplog.text
+    async with rig(kept=tmp_path / "gone" / "spending.json", requests_per_day=2) as asked:
+        assert [(await asked.ask())[0], (await asked.ask())[0]] == ["cf", "cf"]
+    assert caplog.text.count("is not kept") == 1

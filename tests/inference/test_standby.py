@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from piclusterd.inference.standby import DAY_S, FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, Budget, Standby
+from piclusterd.inference.standby import DAY_S, FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, Budget, Standby, Used
 
 NOON = 20_000 * DAY_S + DAY_S / 2
 MIDNIGHT = 20_001 * DAY_S
@@ -85,3 +85,15 @@ def test_one_request_finds_out_whether_it_is_well_again() -> None:
     assert standby.wait_s(later) > 0, "the others wait for it"
     standby.answered(1, 0, later)
     assert standby.wait_s(later) == 0
+
+
+def test_a_days_use_goes_on_after_a_restart_and_another_days_does_not() -> None:
+    for used in (Used(20_000, 2, 90, 1.0), Used(20_000, 1, 100, 0.0), Used(20_000, 0, 0, 3.0)):
+        standby = Standby(Budget(requests=2, tokens=100, neurons=3))
+        standby.resume(used, NOON)
+        assert standby.wait_s(NOON) == MIDNIGHT - NOON
+        assert standby.wait_s(MIDNIGHT) == 0
+        late = Standby(Budget(requests=2, tokens=100, neurons=3))
+        late.resume(used, MIDNIGHT)
+        assert late.wait_s(MIDNIGHT) == 0
+        assert late.told(MIDNIGHT)["today"] == {"requests": 0, "tokens": 0, "neurons": 0.0}
